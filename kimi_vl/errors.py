@@ -1,0 +1,13 @@
+"""What can be wrong that is not our fault."""
+
+
+class InvalidRequest(ValueError):
+    """A request that cannot be served as sent.
+
+    The message is one sentence for the person who sent it: what was wrong, the limit, what to do. It never repeats a
+    path, a URL or the contents of a file.
+    """
+
+
+class Misconfigured(Exception):
+    """The service cannot start as it was set up; the message tells the person who runs it what to do."""

@@ -1,0 +1,86 @@
+"""RGB pictures → patches, with the original's arithmetic (image_processing_kimi_vl.py)."""
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+CONFIG_FILE = "preprocessor_config.json"
+PATCHES_PER_SIDE = 512  # MoonViT takes fewer than this many patches on a side
+
+
+@dataclass(frozen=True)
+class ImageProcessor:
+    """Scales, pads and cuts pictures as a checkpoint's preprocessor_config.json says."""
+
+    in_token_limit: int = 4096  # patches of a picture, before padding
+    patch_size: int = 14
+    merge_kernel_size: tuple[int, int] = (2, 2)
+    image_mean: tuple[float, ...] = (0.5, 0.5, 0.5)
+    image_std: tuple[float, ...] = (0.5, 0.5, 0.5)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> "ImageProcessor":
+        """Reads preprocessor_config.json of a checkpoint folder."""
+        config = json.loads((Path(folder) / CONFIG_FILE).read_text())
+        values: dict[str, Any] = {}
+        for key in cls.__dataclass_fields__.keys() & config.keys():
+            values[key] = tuple(config[key]) if isinstance(config[key], list) else config[key]
+        return cls(**values)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Writes preprocessor_config.json into a folder."""
+        (Path(folder) / CONFIG_FILE).write_text(json.dumps({**asdict(self), "pad_input": True}, indent=2) + "\n")
+
+    def __call__(self, pictures: Iterable[Image.Image]) -> tuple[Tensor, Tensor] | None:
+        """Cuts pictures into normalised patches, one picture at a time.
+
+        Args:
+            pictures: any sizes; other modes than RGB are converted by Pillow.
+        Returns:
+            pixel_values [patches, 3, 14, 14] float32, all pictures' patches in raster order, and
+            image_grid_hws [pictures, 2] int64, (rows, columns) of each picture's grid; None without pictures.
+        """
+        cut = [self.patchify(picture) for picture in pictures]
+        if not cut:
+            return None
+        return torch.cat([patches for patches, _ in cut]), torch.tensor([grid for _, grid in cut])
+
+    def patchify(self, picture: Image.Image) -> tuple[Tensor, tuple[int, int]]:
+        """One picture's patches [rows * columns, 3, 14, 14] and its grid (rows, columns)."""
+        width, height = self.scaled_size(*picture.size)
+        scaled = picture.convert("RGB")
+        if scaled.size != (width, height):
+            scaled = scaled.resize((width, height), Image.Resampling.BICUBIC)
+        p, (merge_rows, merge_columns) = self.patch_size, self.merge_kernel_size
+        rows = math.ceil(height / (p * merge_rows)) * merge_rows
+        columns = math.ceil(width / (p * merge_columns)) * merge_columns
+        padded = np.zeros((rows * p, columns * p, 3), np.uint8)
+        padded[:height, :width] = np.asarray(scaled)
+        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (self.image_mean, self.image_std))
+        pixels = (torch.from_numpy(padded).permute(2, 0, 1).float() / 255 - mean) / std
+        patches = pixels.view(3, rows, p, columns, p).permute(1, 3, 0, 2, 4)
+        return patches.reshape(rows * columns, 3, p, p), (rows, columns)
+
+    def scaled_size(self, width: int, height: int) -> tuple[int, int]:
+        """(width, height) before padding: at most in_token_limit patches, on sides that MoonViT takes."""
+        patches = (width // self.patch_size) * (height // self.patch_size)
+        if patches > self.in_token_limit:
+            scale = math.sqrt(self.in_token_limit / patches)
+            width, height = int(width * scale), int(height * scale)
+        # The original raises for a long thin picture; here its long side is squeezed to fit, padding included.
+        merge_rows, merge_columns = self.merge_kernel_size
+        longest_row = (PATCHES_PER_SIDE - merge_columns) * self.patch_size
+        longest_column = (PATCHES_PER_SIDE - merge_rows) * self.patch_size
+        return min(width, longest_row), min(height, longest_column)
+
+    def tokens(self, grid: Sequence[int]) -> int:
+        """Number of media tokens that stand for a picture in the prompt."""
+        return grid[0] * grid[1] // math.prod(self.merge_kernel_size)

@@ -1,0 +1,14 @@
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    """Outputs of Moonshot's original code on small random checkpoints; they are kept beside the project, not in it."""
+    folder = ROOT.parent / "shared" / "golden"
+    if not folder.is_dir():
+        pytest.skip("the reference outputs (../shared/golden) are not on this machine")
+    return folder

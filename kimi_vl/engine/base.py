@@ -1,0 +1,127 @@
+"""What an engine is: model inputs in, token ids out, one request at a time on one thread."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from queue import Empty, SimpleQueue
+from threading import Event
+from typing import Literal
+
+from torch import Tensor
+
+from kimi_vl.errors import InvalidRequest
+
+POLL_SECONDS = 0.1  # how long a consumer may wait without running Python, so that a cancellation reaches it
+
+
+@dataclass(frozen=True)
+class ModelInputs:
+    """One prompt, as the processor makes it."""
+
+    input_ids: Tensor  # [1, length] int64, one media id for each 2x2 block of patches
+    pixel_values: Tensor | None = None  # [patches, 3, 14, 14] float32, the patches of all pictures in order
+    image_grid_hws: Tensor | None = None  # [pictures, 2] int64, (rows, columns) of each picture's patch grid
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How the next token is chosen, and when to stop."""
+
+    max_new_tokens: int
+    stop_ids: frozenset[int]
+    temperature: float = 0.6
+    top_p: float = 1.0
+    top_k: int = 0  # 0: all
+    seed: int = 0
+
+    @property
+    def greedy(self) -> bool:
+        """Below this temperature float32 probabilities are all on the likeliest token."""
+        return self.temperature < 1e-4
+
+
+class Generation:
+    """The token ids of one request, iterable as they come, without the stop token that ends them."""
+
+    def __init__(self, params: SamplingParams) -> None:
+        self.params = params
+        self.finish_reason: Literal["stop", "length", "stopped"] = "stopped"
+        self._emitted = 0
+        self._stop_requested = Event()
+        self._tokens: SimpleQueue[int | BaseException | None] = SimpleQueue()
+
+    def stop(self) -> None:
+        """Ends the generation within one token. May be called from any thread, and more than once."""
+        self._stop_requested.set()
+
+    def emit(self, token: int) -> bool:
+        """Called by the engine with each new token; False says that it was the last one."""
+        if self._stop_requested.is_set():
+            return False
+        self._emitted += 1
+        if token in self.params.stop_ids:
+            self.finish_reason = "stop"
+            return False
+        self._tokens.put(token)
+        if self._emitted == self.params.max_new_tokens:
+            self.finish_reason = "length"
+            return False
+        return True
+
+    def end(self, error: BaseException | None = None) -> None:
+        """Called by the engine's thread when nothing follows; an error is raised where the tokens are read."""
+        self._tokens.put(error)
+
+    def __iter__(self) -> Iterator[int]:
+        while True:
+            try:
+                item = self._tokens.get(timeout=POLL_SECONDS)
+            except Empty:
+                continue
+            if item is None:
+                return
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+
+
+class Engine(ABC):
+    """Runs one request after another on a thread of its own, which alone touches the device."""
+
+    def __init__(self, context_length: int) -> None:
+        self.context_length = context_length
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
+
+    def generate(self, inputs: ModelInputs, params: SamplingParams) -> Generation:
+        """Starts generating; returns at once. max_new_tokens is cut to what the context length leaves.
+
+        Raises:
+            InvalidRequest: the prompt leaves no room for an answer.
+        """
+        length = inputs.input_ids.shape[1]
+        room = self.context_length - length
+        if room < 1:
+            raise InvalidRequest(
+                f"The prompt has {length:,} tokens with its pictures, and this model takes at most "
+                f"{self.context_length - 1:,}; shorten the text or send fewer pictures."
+            )
+        generation = Generation(replace(params, max_new_tokens=min(params.max_new_tokens, room)))
+        self._thread.submit(self._run, inputs, generation)
+        return generation
+
+    def close(self) -> None:
+        """Waits for the request in progress and ends the thread."""
+        self._thread.shutdown()
+
+    def _run(self, inputs: ModelInputs, generation: Generation) -> None:
+        try:
+            self._decode(inputs, generation.params, generation.emit)
+        except BaseException as error:
+            generation.end(error)
+        else:
+            generation.end()
+
+    @abstractmethod
+    def _decode(self, inputs: ModelInputs, params: SamplingParams, emit: Callable[[int], bool]) -> None:
+        """Generates on the engine's thread: hands each new token id to emit until that returns False."""

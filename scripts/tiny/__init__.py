@@ -1,0 +1,1 @@
+"""The tiny Kimi-VL: what it is shown and asked, how it is trained and examined."""

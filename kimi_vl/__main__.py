@@ -1,0 +1,134 @@
+"""The command line: one question about pictures, answered in the terminal."""
+
+import argparse
+import json
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from kimi_vl.errors import InvalidRequest, Misconfigured
+from kimi_vl.model.variants import best_model
+from kimi_vl.prompt.chat import DEFAULT_SYSTEM_PROMPT
+from kimi_vl.request import Request
+from kimi_vl.service import Answer, Service
+from kimi_vl.settings import Settings
+
+ARGUMENTS: dict[str, dict[str, Any]] = {
+    "prompt": {"metavar": "PROMPT", "help": "the question or instruction"},
+    "images": {
+        "metavar": "IMAGE",
+        "nargs": "*",
+        "type": Path,
+        "help": "picture files, in the order in which the prompt speaks of them",
+    },
+    "--model": {
+        "help": "thinking, thinking-2506, instruct, tiny, or a checkpoint folder (default: KIMI_VL_MODEL, else the "
+        "first of these whose weights are there)",
+    },
+    "--system-prompt": {
+        "default": DEFAULT_SYSTEM_PROMPT,
+        "help": "what the model is told to be (default: %(default)s)",
+    },
+    "--temperature": {
+        "type": float,
+        "help": "0 always takes the likeliest token, 2 is the most random (default: what its authors recommend)",
+    },
+    "--top-p": {
+        "type": float,
+        "default": 1.0,
+        "help": "draw from the likeliest tokens that together have this probability (default: %(default)s)",
+    },
+    "--max-new-tokens": {
+        "type": int,
+        "default": 2048,
+        "help": "longest output, thinking included (default: %(default)s)",
+    },
+    "--seed": {"type": int, "help": "the same seed gives the same answer (default: a new one each time)"},
+    "--json": {"action": "store_true", "help": "print one JSON object and nothing else"},
+}
+DIM, PLAIN = "\033[2m", "\033[0m"
+BAD_INPUT, INTERRUPTED = 2, 130  # exit statuses
+
+
+def parser() -> argparse.ArgumentParser:
+    """The arguments, each explained to someone who has never seen them."""
+    arguments = argparse.ArgumentParser(prog="python -m kimi_vl", description="Ask Kimi-VL a question about pictures.")
+    for names, options in ARGUMENTS.items():
+        arguments.add_argument(names, **options)
+    return arguments
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Answers one prompt; returns the exit status."""
+    arguments = parser().parse_args(argv)
+    try:
+        settings = Settings.from_environment()
+        settings = replace(settings, model=arguments.model or settings.model or best_model())
+        request = Request(
+            prompt=arguments.prompt,
+            images=arguments.images,
+            system_prompt=arguments.system_prompt,
+            temperature=arguments.temperature,
+            top_p=arguments.top_p,
+            max_new_tokens=arguments.max_new_tokens,
+            seed=arguments.seed,
+        )
+        request.check(settings)  # before the wait for the weights
+        service = Service.load(settings, progress=_say)
+        answer = service.answer(request)
+    except (InvalidRequest, Misconfigured) as error:
+        _say(f"error: {error}")
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    try:
+        (_print_json if arguments.json else _print_text)(answer, settings.model)
+    except KeyboardInterrupt:
+        _say(f"{PLAIN if sys.stdout.isatty() else ''}\nstopped")
+        return INTERRUPTED
+    finally:
+        answer.stop()
+        service.close()
+    return 0
+
+
+def _print_text(answer: Answer, model: str) -> None:
+    dim, plain = (DIM, PLAIN) if sys.stdout.isatty() else ("", "")
+    thinking = False
+    for delta in answer:
+        if delta.thinking:
+            thinking = True
+            print(f"{dim}{delta.thinking}{plain}", end="", flush=True)
+        if delta.answer:
+            print("\n\n" * thinking + delta.answer, end="", flush=True)
+            thinking = False
+    print(flush=True)
+    usage = answer.usage
+    cut = "" if usage.finish_reason == "stop" else ", cut by --max-new-tokens"
+    _say(
+        f"{usage.input_tokens} tokens in, {usage.thinking_tokens} of thinking and {usage.answer_tokens} of answer out"
+        f"{cut}; {usage.time_to_first_token:.2f} s to the first, then {usage.tokens_per_second:.1f} a second; {model}"
+    )
+
+
+def _print_json(answer: Answer, model: str) -> None:
+    deltas = list(answer)
+    usage = asdict(answer.usage)
+    result = {
+        "thinking": "".join(delta.thinking for delta in deltas),
+        "answer": "".join(delta.answer for delta in deltas),
+        "finish_reason": usage.pop("finish_reason"),
+        "seed": usage.pop("seed"),
+        "model": model,
+        "usage": usage,
+    }
+    print(json.dumps(result, ensure_ascii=False))
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,68 @@
+"""Any of Pillow's modes and colour profiles → sRGB over white."""
+
+from io import BytesIO
+
+import numpy as np
+from PIL import Image, ImageCms
+
+MAX_PROFILE_BYTES = 4_000_000  # real ones have a few kilobytes, those of printers up to two megabytes
+SRGB = ImageCms.createProfile("sRGB")
+
+
+def to_srgb(picture: Image.Image) -> Image.Image:
+    """The picture in mode RGB: its colour profile honoured, its transparency over white."""
+    colours = _through_profile(_eight_bits(picture), picture.info.get("icc_profile"))
+    if "A" not in colours.getbands():
+        return colours.convert("RGB")
+    paper = Image.new("RGBA", colours.size, "white")
+    return Image.alpha_composite(paper, colours.convert("RGBA")).convert("RGB")
+
+
+def _eight_bits(picture: Image.Image) -> Image.Image:
+    """A picture in 1, L, LA, RGB, RGBA, CMYK or LAB, transparency as an alpha channel."""
+    transparent = picture.info.get("transparency") is not None
+    match picture.mode:
+        case "P":
+            return picture.convert("RGBA" if transparent else "RGB")
+        case "PA" | "La" | "RGBa":
+            return picture.convert("RGBA")
+        case "1" | "L" | "RGB" if transparent:
+            return picture.convert("RGBA")
+        case "1":
+            return picture.convert("L")
+        case "I;16" | "I;16L" | "I;16B" | "I;16N" | "I" | "F":
+            return _grey(picture)
+        case "YCbCr" | "HSV" | "RGBX":
+            return picture.convert("RGB")
+    return picture
+
+
+def _grey(picture: Image.Image) -> Image.Image:
+    """Deep grey scaled to 8 bits: floats from 0 to 1, integers from 0 to 65535; beyond that, by the largest value."""
+    values = np.nan_to_num(np.asarray(picture).astype(np.float64), posinf=0, neginf=0)
+    white = 1.0 if picture.mode == "F" else 65535.0
+    scaled = values / max(white, values.max(initial=0)) * 255
+    grey = Image.fromarray(scaled.clip(0, 255).round().astype(np.uint8))
+    key = picture.info.get("transparency")
+    if isinstance(key, int):
+        grey.putalpha(Image.fromarray(np.where(values == key, 0, 255).astype(np.uint8)))
+    return grey
+
+
+def _through_profile(picture: Image.Image, profile: bytes | None) -> Image.Image:
+    """Colours from the profile to sRGB, alpha as it was; a profile that is broken or of another mode is ignored."""
+    alpha = picture.getchannel("A") if "A" in picture.getbands() else None
+    if profile and len(profile) <= MAX_PROFILE_BYTES:
+        base = picture.convert("L" if picture.mode == "LA" else "RGB") if alpha else picture
+        try:
+            source = ImageCms.ImageCmsProfile(BytesIO(profile))
+            intent = ImageCms.Intent.RELATIVE_COLORIMETRIC
+            flags = ImageCms.Flags.BLACKPOINTCOMPENSATION
+            seen = ImageCms.profileToProfile(base, source, SRGB, intent, "RGB", flags=flags)
+        except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
+            return picture
+        assert seen is not None
+        if alpha:
+            seen.putalpha(alpha)
+        return seen
+    return picture

@@ -1,0 +1,74 @@
+"""What can be asked, and every limit on it."""
+
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from kimi_vl.errors import InvalidRequest
+from kimi_vl.media.images import ordinal
+from kimi_vl.prompt.chat import DEFAULT_SYSTEM_PROMPT
+from kimi_vl.settings import Settings
+
+MAX_CHARACTERS = 1_000_000  # of a text; far more than any context takes, and encoded within a second
+MAX_NEW_TOKENS = 32_768
+MAX_SEED = 2**63 - 1
+
+
+@dataclass(frozen=True)
+class Request:
+    """A question about pictures, and how to answer it."""
+
+    prompt: str
+    images: Sequence[Path] = ()
+    system_prompt: str = DEFAULT_SYSTEM_PROMPT
+    temperature: float | None = None  # None: what the model's authors recommend
+    top_p: float = 1.0
+    max_new_tokens: int = 2048
+    seed: int | None = None  # None: a new one, reported with the answer
+
+    def check(self, settings: Settings) -> None:
+        """Everything that can be known before a file is opened.
+
+        Raises:
+            InvalidRequest: something is missing or outside its limits.
+        """
+        if not self.prompt.strip():
+            raise InvalidRequest("The prompt is empty; write a question or an instruction.")
+        for name, text in (("prompt", self.prompt), ("system prompt", self.system_prompt)):
+            if len(text) > MAX_CHARACTERS:
+                raise InvalidRequest(
+                    f"The {name} has {len(text):,} characters and the limit is {MAX_CHARACTERS:,}; shorten it."
+                )
+        if len(self.images) > settings.max_images:
+            raise InvalidRequest(
+                f"The request has {len(self.images)} pictures and the limit is {settings.max_images}; send fewer."
+            )
+        if self.temperature is not None:
+            _check_range("temperature", self.temperature, 0, 2)
+        _check_range("top_p", self.top_p, 0, 1)
+        _check_range("max_new_tokens", self.max_new_tokens, 1, MAX_NEW_TOKENS)
+        if self.seed is not None:
+            _check_range("seed", self.seed, 0, MAX_SEED)
+
+
+def fetched_files(images: Iterable[object]) -> list[Path]:
+    """The files that the server fetched for a request; nothing that a client merely named is opened.
+
+    Raises:
+        InvalidRequest: an item is not a file in the temporary directory.
+    """
+    folder = Path(tempfile.gettempdir()).resolve()
+    files = []
+    for position, image in enumerate(images):
+        if not isinstance(image, Path) or not image.is_file() or not image.resolve().is_relative_to(folder):
+            raise InvalidRequest(
+                f"The {ordinal(position)} picture is not one that could be fetched; send an http(s) URL or a data: URI."
+            )
+        files.append(image)
+    return files
+
+
+def _check_range(name: str, value: float, lowest: float, highest: float) -> None:
+    if not lowest <= value <= highest:  # also refuses NaN
+        raise InvalidRequest(f"{name} is {value} and must be from {lowest} to {highest}.")

@@ -1,0 +1,137 @@
+"""Request → answer: the only place that wires the rooms together."""
+
+import secrets
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from time import monotonic
+
+import torch
+
+from kimi_vl.engine.base import Engine, Generation, ModelInputs, SamplingParams
+from kimi_vl.engine.reference import ReferenceEngine
+from kimi_vl.media.images import ImageLimits, read_image
+from kimi_vl.model.checkpoint import load_model
+from kimi_vl.model.variants import Variant, find_model
+from kimi_vl.output.detokenizer import Detokenizer
+from kimi_vl.output.thinking import Delta, ThinkingSplitter
+from kimi_vl.prompt.chat import question, render
+from kimi_vl.prompt.processor import KimiVLProcessor
+from kimi_vl.prompt.tokenizer import TikTokenTokenizer
+from kimi_vl.request import Request
+from kimi_vl.settings import Settings
+
+
+@dataclass
+class Usage:
+    """What an answer took. Times are seconds since the request came in."""
+
+    input_tokens: int
+    image_tokens: int
+    seed: int
+    thinking_tokens: int = 0
+    answer_tokens: int = 0
+    finish_reason: str = "stopped"  # stop, length, or stopped by the caller
+    time_to_first_token: float = 0.0
+    tokens_per_second: float = 0.0  # after the first token
+
+
+class Answer:
+    """The text of one request as it comes, iterable once; `usage` is complete when it has ended."""
+
+    def __init__(self, generation: Generation, tokenizer: TikTokenTokenizer, usage: Usage, started: float) -> None:
+        self.usage = usage
+        self._generation = generation
+        self._tokenizer = tokenizer
+        self._started = started
+
+    def stop(self) -> None:
+        """Ends the answer within one token."""
+        self._generation.stop()
+
+    def __iter__(self) -> Iterator[Delta]:
+        detokenizer, splitter = Detokenizer(self._tokenizer), ThinkingSplitter()
+        try:
+            for count, token in enumerate(self._generation, start=1):
+                thinking_before = splitter.in_thinking
+                delta = splitter.feed(detokenizer.feed(token))
+                if thinking_before or splitter.in_thinking:
+                    self.usage.thinking_tokens = count  # the markers belong to the thinking
+                self.usage.answer_tokens = count - self.usage.thinking_tokens
+                self._clock(count)
+                if delta:
+                    yield delta
+            self.usage.finish_reason = self._generation.finish_reason
+            if rest := splitter.close():
+                yield rest
+        finally:
+            self.stop()
+
+    def _clock(self, count: int) -> None:
+        elapsed = monotonic() - self._started
+        if count == 1:
+            self.usage.time_to_first_token = elapsed
+        else:
+            self.usage.tokens_per_second = (count - 1) / (elapsed - self.usage.time_to_first_token)
+
+
+class Service:
+    """A loaded model that answers requests, one at a time."""
+
+    def __init__(self, settings: Settings, variant: Variant, processor: KimiVLProcessor, engine: Engine) -> None:
+        self.settings = settings
+        self.variant = variant
+        self._processor = processor
+        self._engine = engine
+        self._limits = ImageLimits(settings.max_image_bytes, settings.max_image_pixels)
+
+    @classmethod
+    def load(cls, settings: Settings, progress: Callable[[str], None] = lambda line: None) -> "Service":
+        """Loads the model that the settings name.
+
+        Raises:
+            Misconfigured: its folder is not there.
+        """
+        folder, variant = find_model(settings.model)
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        progress(f"Loading {settings.model} on {_device_name(device)}")
+        if variant.notice:
+            progress(variant.notice)
+        processor = KimiVLProcessor.from_pretrained(folder)
+        model = load_model(folder, device, torch.bfloat16 if device.type == "cuda" else torch.float32)
+        return cls(settings, variant, processor, ReferenceEngine(model))
+
+    def answer(self, request: Request) -> Answer:
+        """Checks a request, reads its pictures and starts to answer it.
+
+        Raises:
+            InvalidRequest: the request cannot be served; nothing has been generated.
+        """
+        started = monotonic()
+        request.check(self.settings)
+        pictures = (read_image(path, position, self._limits) for position, path in enumerate(request.images))
+        system = {"role": "system", "content": request.system_prompt}
+        prompt = render([system, question(request.prompt, len(request.images))])
+        features = self._processor(pictures, prompt)
+        inputs = ModelInputs(features["input_ids"], features.get("pixel_values"), features.get("image_grid_hws"))
+        params = SamplingParams(
+            max_new_tokens=request.max_new_tokens,
+            stop_ids=self._processor.tokenizer.stop_ids,
+            temperature=self.variant.temperature if request.temperature is None else request.temperature,
+            top_p=request.top_p,
+            seed=secrets.randbelow(2**31) if request.seed is None else request.seed,
+        )
+        usage = Usage(
+            input_tokens=inputs.input_ids.shape[1],
+            image_tokens=int((inputs.input_ids == self._processor.media_id).sum()),
+            seed=params.seed,
+        )
+        generation = self._engine.generate(inputs, params)
+        return Answer(generation, self._processor.tokenizer, usage, started)
+
+    def close(self) -> None:
+        """Frees the engine's thread."""
+        self._engine.close()
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "the CPU"

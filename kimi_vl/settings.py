@@ -1,0 +1,42 @@
+"""What the person who runs the service can set: environment variables that begin with KIMI_VL_."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from kimi_vl.errors import Misconfigured
+
+PREFIX = "KIMI_VL_"
+
+
+def _setting(default: Any, meaning: str) -> Any:
+    return field(default=default, metadata={"meaning": meaning})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Each field is the variable KIMI_VL_ + its name in capitals."""
+
+    model: str = _setting("", "Which model answers: thinking, thinking-2506, instruct, tiny, or a checkpoint folder.")
+    max_images: int = _setting(8, "Most pictures in a request.")
+    max_image_bytes: int = _setting(20_000_000, "Largest picture file, in bytes.")
+    max_image_pixels: int = _setting(64_000_000, "Largest picture, in pixels (width times height).")
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> "Settings":
+        """Reads the variables that are set.
+
+        Raises:
+            Misconfigured: a number that is none, or a variable that does not exist.
+        """
+        known = {PREFIX + f.name.upper(): f for f in fields(cls)}
+        values: dict[str, Any] = {}
+        for variable in (name for name in environment if name.startswith(PREFIX)):
+            if variable not in known:
+                raise Misconfigured(f"{variable} is not a setting; there are {', '.join(known)}")
+            setting, text = known[variable], environment[variable]
+            if setting.type is int and not text.isdecimal():
+                raise Misconfigured(f"{variable} must be a whole number, not {text!r}")
+            values[setting.name] = int(text) if setting.type is int else text
+        return cls(**values)

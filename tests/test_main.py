@@ -1,0 +1,84 @@
+"""The command line, run as a user runs it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image, ImageDraw
+
+from kimi_vl.__main__ import main
+
+
+@pytest.fixture
+def number(tmp_path: Path) -> str:
+    image = Image.new("RGB", (140, 100), "white")
+    ImageDraw.Draw(image).text((30, 25), "42", fill="black", font_size=44)
+    image.save(tmp_path / "number.png")
+    return str(tmp_path / "number.png")
+
+
+QUESTION = "What number is in the picture?"
+
+
+def test_answers_on_stdout_and_tells_about_it_on_stderr(number: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([QUESTION, number, "--model", "tiny"]) == 0
+    output = capsys.readouterr()
+    thinking, answer = output.out.strip().split("\n\n")
+    assert answer == "42"
+    assert "42" in thinking
+    assert "tiny" in output.err
+    assert "demonstration and test model" in output.err
+    assert "tokens in" in output.err
+
+
+def test_json_is_one_object_and_nothing_else(number: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([QUESTION, number, "--model", "tiny", "--json", "--seed", "5"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["answer"] == "42"
+    assert result["thinking"]
+    assert result["finish_reason"] == "stop"
+    assert result["seed"] == 5
+    assert result["usage"]["input_tokens"] > result["usage"]["image_tokens"] == 20
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([" "], "error: The prompt is empty"),
+        (["hi", "--temperature", "3"], "error: temperature is 3.0"),
+        (["hi", "--model", "no-such"], "error: 'no-such' is neither a checkpoint folder nor one of"),
+        (["hi", "/no/such/picture.png"], "error: The first picture"),
+    ],
+)
+def test_bad_input_ends_with_status_2_and_one_clear_line(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--model", "tiny", *arguments]) == 2
+    output = capsys.readouterr()
+    assert output.out == ""
+    errors = [line for line in output.err.splitlines() if line.startswith("error:")]
+    assert len(errors) == 1
+    assert errors[0].startswith(message)
+
+
+def test_ctrl_c_stops_cleanly() -> None:
+    command = [sys.executable, "-m", "kimi_vl", "Tell me more.", "--model", "tiny", "--temperature", "2"]
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    process = subprocess.Popen(
+        [*command, "--max-new-tokens", "8000", "--seed", "1"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+    assert process.stdout is not None
+    process.stdout.read(5)  # it is answering
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in errors
+    assert errors.strip().endswith("stopped")

@@ -1,0 +1,119 @@
+"""The whole way of a request, with the tiny model on the CPU."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image, ImageDraw
+
+from kimi_vl.errors import InvalidRequest, Misconfigured
+from kimi_vl.request import Request
+from kimi_vl.service import Answer, Service
+from kimi_vl.settings import Settings
+
+
+@pytest.fixture(scope="module")
+def service() -> Iterator[Service]:
+    service = Service.load(Settings(model="tiny"))
+    yield service
+    service.close()
+
+
+@pytest.fixture
+def number(tmp_path: Path) -> Path:
+    image = Image.new("RGB", (140, 100), "white")
+    ImageDraw.Draw(image).text((30, 25), "42", fill="black", font_size=44)
+    image.save(tmp_path / "number.png")
+    return tmp_path / "number.png"
+
+
+def texts(answer: Answer) -> tuple[str, str]:
+    deltas = list(answer)
+    return "".join(d.thinking for d in deltas), "".join(d.answer for d in deltas)
+
+
+def test_answers_with_the_thinking_apart(service: Service, number: Path) -> None:
+    answer = service.answer(Request("What number is in the picture?", images=[number]))
+    thinking, text = texts(answer)
+    assert text == "42"
+    assert "42" in thinking
+    assert "think▷" not in thinking
+    usage = answer.usage
+    assert usage.finish_reason == "stop"
+    assert usage.image_tokens == 5 * 4  # 140 x 100 pixels make a grid of 10 x 8 patches
+    assert usage.input_tokens > usage.image_tokens
+    assert usage.thinking_tokens > usage.answer_tokens > 0
+    assert usage.time_to_first_token > 0
+    assert usage.tokens_per_second > 0
+
+
+def test_streams_more_than_one_delta(service: Service) -> None:
+    assert len(list(service.answer(Request("What is 12 + 7?")))) > 5
+
+
+def test_cut_inside_the_thinking_there_is_no_answer(service: Service) -> None:
+    answer = service.answer(Request("What is 12 + 7?", max_new_tokens=12))
+    thinking, text = texts(answer)
+    assert thinking
+    assert text == ""
+    assert answer.usage.finish_reason == "length"
+    assert (answer.usage.thinking_tokens, answer.usage.answer_tokens) == (12, 0)
+
+
+def test_the_seed_is_reported_and_repeats_the_answer(service: Service) -> None:
+    def ask(seed: int | None) -> tuple[tuple[str, str], int]:
+        answer = service.answer(Request("Tell me more.", temperature=2.0, max_new_tokens=30, seed=seed))
+        return texts(answer), answer.usage.seed
+
+    first, seed = ask(None)
+    assert ask(seed) == (first, seed)
+    assert ask(None)[1] != seed
+
+
+def test_stopping_frees_the_engine(service: Service, number: Path) -> None:
+    rambling = service.answer(Request("Tell me more.", temperature=2.0, max_new_tokens=4000, seed=1))
+    next(iter(rambling))
+    rambling.stop()
+    assert texts(service.answer(Request("What number is in the picture?", images=[number])))[1] == "42"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"", "second picture is empty"), (b"GIF89a", "second picture"), (b"root:x:0:0", "second picture")],
+)
+def test_a_bad_picture_is_named_and_harms_no_other_request(
+    service: Service, number: Path, tmp_path: Path, content: bytes, message: str
+) -> None:
+    bad = tmp_path / "secret-name.png"
+    bad.write_bytes(content)
+    with pytest.raises(InvalidRequest, match=message) as refusal:
+        service.answer(Request("What number is in the picture?", images=[number, bad]))
+    assert "secret-name" not in str(refusal.value)
+    assert "root" not in str(refusal.value)
+    assert texts(service.answer(Request("What number is in the picture?", images=[number])))[1] == "42"
+
+
+def test_a_prompt_that_does_not_fit_is_refused(service: Service) -> None:
+    with pytest.raises(InvalidRequest, match=r"The prompt has [\d,]+ tokens with its pictures, and this model takes"):
+        service.answer(Request("many words " * 5000))
+
+
+@pytest.mark.parametrize("field", ["prompt", "system_prompt"])
+def test_typed_control_tokens_end_nothing(service: Service, field: str) -> None:
+    texts_given: dict[str, Any] = {"prompt": "What is 12 + 7?"}
+    texts_given[field] = texts_given.get(field, "") + " <|im_end|><|media_pad|>"
+    answer = service.answer(Request(**texts_given, max_new_tokens=5))
+    assert answer.usage.image_tokens == 0
+    list(answer)
+
+
+def test_the_shipped_model_says_what_it_is() -> None:
+    lines: list[str] = []
+    Service.load(Settings(model="tiny"), lines.append).close()
+    assert any("demonstration and test model" in line for line in lines)
+
+
+def test_a_missing_model_fails_the_start() -> None:
+    with pytest.raises(Misconfigured, match="neither a checkpoint folder nor one of thinking"):
+        Service.load(Settings(model="no-such-model"))

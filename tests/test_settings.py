@@ -1,0 +1,22 @@
+import pytest
+
+from kimi_vl.errors import Misconfigured
+from kimi_vl.settings import Settings
+
+
+def test_reads_the_variables_that_are_set() -> None:
+    environment = {"KIMI_VL_MAX_IMAGES": "3", "KIMI_VL_MODEL": "tiny", "PATH": "/bin"}
+    assert Settings.from_environment(environment) == Settings(model="tiny", max_images=3)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "message"),
+    [
+        ("KIMI_VL_MAX_IMAGES", "many", "KIMI_VL_MAX_IMAGES must be a whole number"),
+        ("KIMI_VL_MAX_IMAGES", "-1", "KIMI_VL_MAX_IMAGES must be a whole number"),
+        ("KIMI_VL_MAX_PICTURES", "3", "KIMI_VL_MAX_PICTURES is not a setting; there are KIMI_VL_MODEL"),
+    ],
+)
+def test_a_mistake_stops_the_start(variable: str, value: str, message: str) -> None:
+    with pytest.raises(Misconfigured, match=message):
+        Settings.from_environment({variable: value})

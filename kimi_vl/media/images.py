@@ -1,5 +1,6 @@
 """Untrusted picture files → RGB pictures, as a viewer shows them."""
 
+import logging
 import os
 import stat
 import warnings
@@ -14,11 +15,13 @@ from kimi_vl.errors import InvalidRequest
 from kimi_vl.media.colour import to_srgb
 
 # Only these decoders ever see a client's bytes; Pillow has many more.
-FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIF")
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIF")
 FORMATS_TO_SEND = "PNG, JPEG, WebP, GIF, BMP, TIFF, AVIF or HEIC"
 ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth")
 
 pillow_heif.register_heif_opener()
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # a client would see in its log what Pillow thinks of a file
+Image.MAX_IMAGE_PIXELS = None  # the limit is ours, and checked before any pixel is decoded
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,7 @@ def decode_image(data: bytes, position: int, limits: ImageLimits) -> Image.Image
         raise InvalidRequest(f"{name} is larger than {limits.max_bytes / 1e6:g} MB, the limit; send a smaller file.")
     damaged = InvalidRequest(f"{name} is damaged or incomplete; send it again.")
     try:
-        with warnings.catch_warnings():  # Pillow warns of what is checked here, or makes no difference
+        with warnings.catch_warnings():  # Pillow's would be shown to whoever reads the log of the request
             warnings.simplefilter("ignore")
             picture = _open(data)
             if picture is None:

@@ -1,0 +1,294 @@
+"""Untrusted picture files: what they look like, and what is refused."""
+
+import os
+import struct
+import zlib
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageCms
+
+from kimi_vl.errors import InvalidRequest
+from kimi_vl.media.images import FORMATS_TO_SEND, ImageLimits, decode_image, read_image
+
+LIMITS = ImageLimits()
+FORMATS = ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIF"]
+LOSSLESS: dict[str, dict[str, Any]] = {"PNG": {}, "BMP": {}, "TIFF": {}, "WEBP": {"lossless": True}}
+
+
+def scene(width: int = 96, height: int = 64) -> Image.Image:
+    """Four quarters of different colours, so that any turn shows."""
+    picture = Image.new("RGB", (width, height), (250, 250, 250))
+    picture.paste((200, 30, 30), (0, 0, width // 2, height // 2))
+    picture.paste((30, 150, 40), (width // 2, 0, width, height // 2))
+    picture.paste((30, 60, 200), (0, height // 2, width // 2, height))
+    return picture
+
+
+def encoded(picture: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
+    file = BytesIO()
+    picture.save(file, kind, **options)
+    return file.getvalue()
+
+
+def decoded(data: bytes, limits: ImageLimits = LIMITS) -> Image.Image:
+    return decode_image(data, 0, limits)
+
+
+def difference(one: Image.Image, other: Image.Image) -> float:
+    """The mean over all channels, of 255."""
+    assert one.mode == other.mode == "RGB"
+    assert one.size == other.size
+    return float(np.abs(np.asarray(one, np.int16) - np.asarray(other, np.int16)).mean())
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_every_format_is_told_by_its_content(kind: str) -> None:
+    options = {"quality": 95} if kind in ("JPEG", "AVIF", "HEIF") else LOSSLESS.get(kind, {})
+    assert difference(decoded(encoded(scene(), kind, **options)), scene()) < 2
+
+
+def test_the_name_of_a_file_does_not_matter(tmp_path: Path) -> None:
+    file = tmp_path / "picture.gif"
+    file.write_bytes(encoded(scene(), "PNG"))
+    assert difference(read_image(file, 0, LIMITS), scene()) == 0
+
+
+@pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP", "TIFF", "MPO"])
+def test_of_several_frames_the_first_is_seen(kind: str) -> None:
+    data = encoded(scene(), kind, save_all=True, append_images=[Image.new("RGB", scene().size)])
+    assert difference(decoded(data), scene()) < 3
+
+
+CAMERA_TURNS = {  # how a camera that notes this orientation has stored the scene (EXIF 2.32, tag 0x0112)
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_90,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_270,
+}
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
+def test_exif_orientation(kind: str, orientation: int) -> None:
+    turn = CAMERA_TURNS.get(orientation)
+    stored = scene() if turn is None else scene().transpose(turn)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {"quality": 95} if kind in ("JPEG", "AVIF") else LOSSLESS[kind]
+    assert difference(decoded(encoded(stored, kind, exif=exif, **options)), scene()) < 2
+
+
+def test_heic_orientation_is_applied_once() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the encoder stores it as HEIF's own rotation, as phones do
+    turned = scene().transpose(Image.Transpose.ROTATE_90)
+    assert difference(decoded(encoded(turned, "HEIF", exif=exif.tobytes(), quality=95)), scene()) < 2
+
+
+def test_broken_exif_counts_as_upright() -> None:
+    assert difference(decoded(encoded(scene(), exif=b"Exif\x00\x00MM\x00*\xff\xff\xff\xff")), scene()) == 0
+
+
+HALF = [(255, 0, 0, 0), (255, 0, 0, 128), (255, 0, 0, 255)]  # of red over white
+OVER_WHITE = [(255, 255, 255), (255, 127, 127), (255, 0, 0)]
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF"])
+def test_alpha_is_laid_over_white(kind: str) -> None:
+    picture = Image.new("RGBA", (3, 1))
+    picture.putdata(HALF)
+    options = {"lossless": True, "exact": True} if kind == "WEBP" else {}
+    assert list(decoded(encoded(picture, kind, **options)).get_flattened_data()) == OVER_WHITE
+
+
+def palette_picture() -> Image.Image:
+    picture = Image.new("P", (3, 1))
+    picture.putpalette([255, 0, 0, 0, 0, 255, 0, 255, 0])
+    picture.putdata([0, 1, 2])
+    return picture
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (encoded(palette_picture(), transparency=1), [(255, 0, 0), (255, 255, 255), (0, 255, 0)]),
+        (encoded(palette_picture(), transparency=b"\x00\xff\x80"), [(255, 255, 255), (0, 0, 255), (127, 255, 127)]),
+        (encoded(palette_picture(), "GIF", transparency=2), [(255, 0, 0), (0, 0, 255), (255, 255, 255)]),
+    ],
+)
+def test_palettes_with_transparency(data: bytes, expected: list[tuple[int, int, int]]) -> None:
+    assert list(decoded(data).get_flattened_data()) == expected
+
+
+@pytest.mark.parametrize(("mode", "key", "seen"), [("RGB", (9, 9, 9), 255), ("L", 9, 255), ("1", 0, 255)])
+def test_a_transparent_colour_is_white(mode: str, key: Any, seen: int) -> None:
+    data = encoded(Image.new(mode, (1, 1), key), transparency=key)
+    assert decoded(data).getpixel((0, 0)) == (seen,) * 3
+    assert decoded(encoded(Image.new(mode, (1, 1), key))).getpixel((0, 0)) != (seen,) * 3
+
+
+def grey(values: Any, dtype: Any) -> Image.Image:
+    return Image.fromarray(np.array([values], dtype))
+
+
+@pytest.mark.parametrize(
+    ("picture", "kind", "expected"),
+    [
+        (grey([0, 32896, 65535], np.uint16), "PNG", [0, 128, 255]),
+        (grey([0, 32896, 65535], np.uint16), "TIFF", [0, 128, 255]),
+        (grey([0, 32896, 65535], np.int32), "TIFF", [0, 128, 255]),
+        (grey([0.0, 0.5, 1.0], np.float32), "TIFF", [0, 128, 255]),
+        (grey([0.0, np.nan, 2.0], np.float32), "TIFF", [0, 0, 255]),
+        (grey([0, 128, 255], np.uint8), "TIFF", [0, 128, 255]),
+        (grey([False, True], np.bool_), "PNG", [0, 255]),
+        (grey([False, True], np.bool_), "TIFF", [0, 255]),
+    ],
+)
+def test_depths(picture: Image.Image, kind: str, expected: list[int]) -> None:
+    seen = decoded(encoded(picture, kind))
+    assert [pixel[0] for pixel in seen.get_flattened_data()] == expected
+    assert all(len(set(pixel)) == 1 for pixel in seen.get_flattened_data())
+
+
+def test_grey_with_alpha() -> None:
+    picture = Image.new("LA", (3, 1))
+    picture.putdata([(0, 0), (0, 128), (100, 255)])
+    assert [pixel[0] for pixel in decoded(encoded(picture)).get_flattened_data()] == [255, 127, 100]
+
+
+def test_deep_colour_is_scaled_not_cut() -> None:
+    """A PNG of 16 bits a channel, which Pillow can read and not write."""
+    row = b"\x00" + struct.pack(">6H", 0, 32896, 65535, 257, 0, 0)
+    header = struct.pack(">IIBBBBB", 2, 1, 16, 2, 0, 0, 0)
+    assert list(decoded(_png(header, row)).get_flattened_data()) == [(0, 128, 255), (1, 0, 0)]
+
+
+def _png(header: bytes, rows: bytes) -> bytes:
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "TIFF"])
+def test_printing_colours(kind: str) -> None:
+    cmyk = Image.new("CMYK", (16, 16), (0, 255, 255, 0))
+    options = {"quality": 95} if kind == "JPEG" else {}
+    red, green, blue = decoded(encoded(cmyk, kind, **options)).getpixel((8, 8))  # type: ignore[misc]
+    assert red > 250
+    assert green < 5
+    assert blue < 5
+
+
+SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+SWAPPED = SRGB.replace(b"rXYZ", b"tmpX").replace(b"bXYZ", b"rXYZ").replace(b"tmpX", b"bXYZ")  # its red is blue
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP", "JPEG"])
+def test_colour_profiles_are_honoured(kind: str) -> None:
+    options = {"quality": 100} if kind == "JPEG" else LOSSLESS[kind]
+    red = Image.new("RGB", (16, 16), (255, 0, 0))
+    assert difference(decoded(encoded(red, kind, icc_profile=SRGB, **options)), red) < 2
+    blue = Image.new("RGB", (16, 16), (0, 0, 255))
+    assert difference(decoded(encoded(red, kind, icc_profile=SWAPPED, **options)), blue) < 2
+
+
+def test_a_profile_leaves_transparency_alone() -> None:
+    picture = Image.new("RGBA", (3, 1))
+    picture.putdata(HALF)
+    seen = list(decoded(encoded(picture, icc_profile=SWAPPED)).get_flattened_data())
+    assert seen == [(255, 255, 255), (127, 127, 255), (0, 0, 255)]
+
+
+@pytest.mark.parametrize("profile", [b"", b"nonsense", SRGB[:200], SRGB[:128] + b"\xff" * 400])
+def test_broken_profiles_are_ignored(profile: bytes) -> None:
+    assert difference(decoded(encoded(scene(), icc_profile=profile)), scene()) == 0
+
+
+def test_a_profile_of_other_colours_is_ignored() -> None:
+    assert decoded(encoded(Image.new("L", (4, 4), 77), icc_profile=SRGB)).getpixel((0, 0)) == (77,) * 3
+
+
+def header_only(width: int, height: int) -> bytes:
+    return _png(struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0), b"")
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", f"The first picture is empty; send a {FORMATS_TO_SEND} file."),
+        (b"root:x:0:0", f"The first picture is not a picture of a known type; send a {FORMATS_TO_SEND} file."),
+        (b"%PDF-1.4 " * 100, f"The first picture is not a picture of a known type; send a {FORMATS_TO_SEND} file."),
+        (b"<svg/>" * 100, f"The first picture is not a picture of a known type; send a {FORMATS_TO_SEND} file."),
+        (bytes(20_000_001), "The first picture is larger than 20 MB, the limit; send a smaller file."),
+        (header_only(8001, 8000), "The first picture has 64 megapixels and the limit is 64; send a smaller one."),
+        (header_only(60_000, 60_000), "The first picture has 3600 megapixels and the limit is 64; send a smaller one."),
+        (header_only(100, 100), "The first picture is damaged or incomplete; send it again."),
+        (
+            encoded(scene(), "PPM"),
+            f"The first picture is not a picture of a known type; send a {FORMATS_TO_SEND} file.",
+        ),
+    ],
+)
+def test_refusals(data: bytes, message: str) -> None:
+    with pytest.raises(InvalidRequest) as refusal:
+        decoded(data)
+    assert str(refusal.value) == message
+    assert refusal.value.__cause__ is None
+
+
+@pytest.mark.parametrize(("position", "name"), [(0, "first"), (1, "second"), (7, "eighth"), (10, "11th")])
+def test_the_picture_is_named(position: int, name: str) -> None:
+    with pytest.raises(InvalidRequest, match=f"^The {name} picture"):
+        decode_image(b"", position, LIMITS)
+
+
+def test_the_limits_are_settings() -> None:
+    data = encoded(scene())
+    assert decoded(data, ImageLimits(max_bytes=len(data), max_pixels=96 * 64)).size == (96, 64)
+    with pytest.raises(InvalidRequest, match="megapixels and the limit is"):
+        decoded(data, ImageLimits(max_pixels=96 * 64 - 1))
+    with pytest.raises(InvalidRequest, match="is larger than"):
+        decoded(data, ImageLimits(max_bytes=len(data) - 1))
+
+
+@pytest.mark.parametrize("make", [lambda path: path.mkdir(), os.mkfifo, lambda path: None])
+def test_only_regular_files_are_read(make: Callable[[Path], Any], tmp_path: Path) -> None:
+    make(tmp_path / "secret-name.png")
+    with pytest.raises(InvalidRequest, match=r"^The third picture (is not a regular file|cannot be read)") as refusal:
+        read_image(tmp_path / "secret-name.png", 2, LIMITS)
+    assert "secret-name" not in str(refusal.value)
+
+
+NOISE = Image.effect_noise((70, 50), 80).convert("RGB")
+FILES = {kind: encoded(NOISE, kind) for kind in FORMATS}
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_half_a_file_is_refused(kind: str) -> None:
+    for share in (0.02, 0.2, 0.5, 0.9):
+        with pytest.raises(InvalidRequest, match=r"first picture is (damaged|not a picture)"):
+            decoded(FILES[kind][: int(len(FILES[kind]) * share)])
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.sampled_from(FORMATS), st.data())
+def test_damage_anywhere_ends_in_a_picture_or_a_refusal(kind: str, data: st.DataObject) -> None:
+    content = bytearray(FILES[kind])
+    for _ in range(data.draw(st.integers(1, 4))):
+        place = data.draw(st.integers(0, min(len(content) - 1, 400) if data.draw(st.booleans()) else len(content) - 1))
+        content[place] = data.draw(st.integers(0, 255))
+    try:
+        assert decoded(bytes(content), ImageLimits(max_pixels=100_000)).mode == "RGB"
+    except InvalidRequest as refusal:
+        assert str(refusal).startswith("The first picture ")

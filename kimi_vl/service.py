@@ -48,23 +48,31 @@ class Answer:
         """Ends the answer within one token."""
         self._generation.stop()
 
+    def progress(self) -> str:
+        """A line on how far it is."""
+        seconds = monotonic() - self._started
+        return f"{seconds:.0f} s: {self.usage.thinking_tokens} tokens of thinking, {self.usage.answer_tokens} of answer"
+
+    def __enter__(self) -> "Answer":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
     def __iter__(self) -> Iterator[Delta]:
         detokenizer, splitter = Detokenizer(self._tokenizer), ThinkingSplitter()
-        try:
-            for count, token in enumerate(self._generation, start=1):
-                thinking_before = splitter.in_thinking
-                delta = splitter.feed(detokenizer.feed(token))
-                if thinking_before or splitter.in_thinking:
-                    self.usage.thinking_tokens = count  # the markers belong to the thinking
-                self.usage.answer_tokens = count - self.usage.thinking_tokens
-                self._clock(count)
-                if delta:
-                    yield delta
-            self.usage.finish_reason = self._generation.finish_reason
-            if rest := splitter.close():
-                yield rest
-        finally:
-            self.stop()
+        for count, token in enumerate(self._generation, start=1):
+            thinking_before = splitter.in_thinking
+            delta = splitter.feed(detokenizer.feed(token))
+            if thinking_before or splitter.in_thinking:
+                self.usage.thinking_tokens = count  # the markers belong to the thinking
+            self.usage.answer_tokens = count - self.usage.thinking_tokens
+            self._clock(count)
+            if delta:
+                yield delta
+        self.usage.finish_reason = self._generation.finish_reason
+        if rest := splitter.close():
+            yield rest
 
     def _clock(self, count: int) -> None:
         elapsed = monotonic() - self._started

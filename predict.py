@@ -1,0 +1,110 @@
+"""Cog's front door."""
+
+import sys
+import traceback
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from threading import Thread
+
+from cog import BaseModel, BasePredictor, Input, Path, streaming
+
+from kimi_vl.errors import InvalidRequest
+from kimi_vl.output.pacing import every, in_chunks, joined
+from kimi_vl.request import Request, fetched_files
+from kimi_vl.service import Answer, Service
+from kimi_vl.settings import Settings
+
+CHUNK_SECONDS = 0.03  # a reader sees it live, and the server has few events to send
+
+
+class Delta(BaseModel):
+    """A piece of the output; without streaming the only one."""
+
+    thinking: str
+    answer: str
+
+
+def _log(text: str) -> None:
+    """Prints to the server's log alone: Cog sends a client everything that the prediction's own thread prints."""
+    thread = Thread(target=print, args=(text,), kwargs={"file": sys.stderr, "flush": True})
+    thread.start()
+    thread.join()
+
+
+class Predictor(BasePredictor):
+    """Kimi-VL, loaded once, one prediction at a time."""
+
+    def setup(self) -> None:
+        """Loads the model that KIMI_VL_MODEL names."""
+        settings = Settings.from_environment()
+        self.service = Service.load(replace(settings, model=settings.model or "thinking"), progress=print)
+
+    @streaming
+    def predict(
+        self,
+        prompt: str = Input(description="Your question or instruction.", min_length=1),
+        images: list[Path] = Input(
+            description="Up to eight pictures, in the order in which the prompt speaks of them: PNG, JPEG, WebP, GIF, "
+            "BMP, TIFF, AVIF or HEIC.",
+            default=[],
+            accept="image/*",
+        ),
+        system_prompt: str = Input(
+            description="What the model is told to be, before your prompt.", default="You are a helpful assistant"
+        ),
+        temperature: float = Input(
+            description="How random the text is: 0 always takes the likeliest word, 2 is the most random.",
+            default=0.6,
+            ge=0,
+            le=2,
+        ),
+        top_p: float = Input(
+            description="Draw only from the likeliest words that together have this probability.",
+            default=1.0,
+            ge=0,
+            le=1,
+        ),
+        max_new_tokens: int = Input(
+            description="The longest output in tokens, thinking included. A token is about three quarters of a word.",
+            default=2048,
+            ge=1,
+            le=32768,
+        ),
+        seed: int = Input(
+            description="The same seed gives the same answer to the same request. -1 picks one; the metrics tell it.",
+            default=-1,
+            ge=-1,
+        ),
+        stream: bool = Input(
+            description="Send the text piece by piece as it is made, instead of all of it at the end.", default=False
+        ),
+    ) -> Iterator[Delta]:
+        """Answers one prompt, thinking and answer apart."""
+        answer: Answer | None = None
+
+        def report() -> None:
+            print(answer.progress() if answer else "Reading the request")
+
+        try:
+            with every(1, report):
+                request = Request(
+                    prompt=prompt,
+                    images=fetched_files(images),
+                    system_prompt=system_prompt,
+                    temperature=float(
+                        temperature
+                    ),  # JSON's 1 comes as an int, its 1.0 as a float, whatever is declared
+                    top_p=float(top_p),
+                    max_new_tokens=int(max_new_tokens),
+                    seed=None if seed == -1 else int(seed),
+                )
+                with self.service.answer(request) as answer:
+                    for delta in in_chunks(answer, CHUNK_SECONDS) if stream else [joined(answer)]:
+                        yield Delta(thinking=delta.thinking, answer=delta.answer)
+            for name, value in asdict(answer.usage).items():
+                self.record_metric(name, value)
+        except InvalidRequest:
+            raise
+        except Exception:  # ours: the log tells what happened, the client that it was not at fault
+            _log(traceback.format_exc())
+            raise RuntimeError("The server failed to answer; your request is not at fault, send it again.") from None

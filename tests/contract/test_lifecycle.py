@@ -1,0 +1,79 @@
+"""Starting, cancelling, losing the client, and shutting down."""
+
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from tests.contract.conftest import Server
+
+LONG = {"prompt": "What is 12 + 7?", "temperature": 0.0, "max_new_tokens": 4000}
+SHORT = {"prompt": "What is 12 + 7?", "temperature": 0.0, "max_new_tokens": 30}
+
+
+def test_a_cancelled_prediction_frees_the_server_within_a_second(endless: Any) -> None:
+    endless.start("to-be-cancelled", **LONG)
+    time.sleep(1)
+    assert endless.client.post("/predictions/to-be-cancelled/cancel").status_code == 200
+    assert endless.until_free() < 1
+    started = time.monotonic()
+    assert endless.predict(**SHORT)["status"] == "succeeded"
+    assert time.monotonic() - started < 3, "the cancelled one still runs on the engine"
+
+
+def test_a_client_that_leaves_frees_the_server_within_a_second(endless: Any) -> None:
+    for kind, _ in endless.events(**LONG, stream=True):
+        if kind == "output":
+            break
+    assert endless.until_free() < 1
+    started = time.monotonic()
+    assert endless.predict(**SHORT)["status"] == "succeeded"
+    assert time.monotonic() - started < 3, "the abandoned one still runs on the engine"
+
+
+def test_sigterm_lets_the_running_prediction_finish(endless_model: Path, tmp_path: Path) -> None:
+    server = Server(str(endless_model), tmp_path / "log")
+    try:
+        server.wait()
+        results: list[dict[str, Any]] = []
+        running = threading.Thread(target=lambda: results.append(server.predict(**LONG | {"max_new_tokens": 300})))
+        running.start()
+        time.sleep(1)
+        server.process.send_signal(signal.SIGTERM)
+        running.join()
+        assert results[0]["status"] == "succeeded"
+        assert results[0]["metrics"]["finish_reason"] == "length"
+        assert server.process.wait(timeout=20) == 0
+    finally:
+        server.stop()
+
+
+def test_without_weights_setup_fails_and_says_how_to_get_them(tmp_path: Path) -> None:
+    server = Server("thinking-2506", tmp_path / "log")  # nobody has these in a test
+    try:
+        health = server.wait()
+        assert health["status"] == "SETUP_FAILED"
+        assert "python scripts/download_weights.py thinking-2506" in health["setup"]["logs"]
+    finally:
+        server.stop()
+
+
+def test_a_failure_of_ours_shows_a_client_nothing_of_the_inside(endless_model: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "broken"
+    folder.mkdir()
+    for file in endless_model.iterdir():
+        (folder / file.name).symlink_to(file)
+    config = (endless_model / "config.json").read_text()
+    (folder / "config.json").unlink()
+    (folder / "config.json").write_text(config.replace('"num_experts_per_tok": 2', '"num_experts_per_tok": 900'))
+    server = Server(str(folder), tmp_path / "log")
+    try:
+        server.wait()
+        result = server.predict(**SHORT)
+        assert result["status"] == "failed"
+        assert result["logs"] == ""
+        assert result["error"].endswith("The server failed to answer; your request is not at fault, send it again.")
+        assert "Traceback" in server.log.read_text()
+    finally:
+        server.stop()

@@ -1,0 +1,56 @@
+import inspect
+import json
+from pathlib import Path
+
+import pytest
+from cog_schema import ROOT, schema
+
+from kimi_vl.prompt.chat import DEFAULT_SYSTEM_PROMPT
+from kimi_vl.request import MAX_NEW_TOKENS, Request
+from kimi_vl.settings import Settings
+from predict import Predictor
+
+PREDICTOR = schema((ROOT / "predict.py").read_text())
+INPUTS = PREDICTOR["components"]["schemas"]["Input"]["properties"]
+
+
+def test_equals_what_cogs_own_generator_wrote(golden: Path) -> None:
+    folder = golden / "cog_schema"
+    assert schema((folder / "predict.py").read_text()) == json.loads((folder / "openapi_schema.json").read_text())
+
+
+def test_only_the_prompt_is_required_and_every_input_is_described() -> None:
+    assert PREDICTOR["components"]["schemas"]["Input"]["required"] == ["prompt"]
+    assert list(INPUTS) == list(inspect.signature(Predictor.predict).parameters)[1:]
+    for name, options in INPUTS.items():
+        assert options["description"].endswith("."), name
+
+
+def test_predict_offers_what_a_request_takes() -> None:
+    assert INPUTS["system_prompt"]["default"] == DEFAULT_SYSTEM_PROMPT
+    assert INPUTS["max_new_tokens"]["maximum"] == MAX_NEW_TOKENS
+    assert INPUTS["max_new_tokens"]["default"] == Request("").max_new_tokens
+    assert INPUTS["top_p"]["default"] == Request("").top_p
+
+
+def test_clients_that_stream_are_told_so() -> None:
+    assert PREDICTOR["paths"]["/predictions"]["post"]["x-cog-streaming"] is True
+
+
+@pytest.mark.parametrize("annotation", ["set", "list[bytes]"])
+def test_a_type_without_a_schema_is_an_error(annotation: str) -> None:
+    source = (ROOT / "predict.py").read_text().replace("stream: bool", f"stream: {annotation}")
+    with pytest.raises(ValueError, match="no schema for the annotation"):
+        schema(source)
+
+
+def test_the_readme_lists_every_input_and_every_setting() -> None:
+    readme = (ROOT / "README.md").read_text()
+    for name, options in INPUTS.items():
+        row = next(line for line in readme.splitlines() if line.startswith(f"| `{name}` |"))
+        if "default" in options and name not in ("images", "stream", "seed"):
+            assert f"| {options['default']} |" in row, name
+    for name, setting in Settings.__dataclass_fields__.items():
+        row = next(line for line in readme.splitlines() if line.startswith(f"| `KIMI_VL_{name.upper()}` |"))
+        assert row.endswith(f"| {setting.metadata['meaning']} |")
+        assert not setting.default or f"| {setting.default} |" in row

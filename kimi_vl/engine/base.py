@@ -42,10 +42,15 @@ class SamplingParams:
 
 
 class Generation:
-    """The token ids of one request, iterable as they come, without the stop token that ends them."""
+    """The token ids of one request, iterable once as they come, without the stop token that ends them.
 
-    def __init__(self, params: SamplingParams) -> None:
+    The work begins with the first look at it and ends with the last: whoever is interrupted anywhere, also before the
+    first token, leaves nothing running.
+    """
+
+    def __init__(self, params: SamplingParams, start: Callable[["Generation"], object]) -> None:
         self.params = params
+        self._start = start
         self.finish_reason: Literal["stop", "length", "stopped"] = "stopped"
         self._emitted = 0
         self._stop_requested = Event()
@@ -55,9 +60,14 @@ class Generation:
         """Ends the generation within one token. May be called from any thread, and more than once."""
         self._stop_requested.set()
 
+    @property
+    def stopped(self) -> bool:
+        """Nobody waits for tokens any more."""
+        return self._stop_requested.is_set()
+
     def emit(self, token: int) -> bool:
         """Called by the engine with each new token; False says that it was the last one."""
-        if self._stop_requested.is_set():
+        if self.stopped:
             return False
         self._emitted += 1
         if token in self.params.stop_ids:
@@ -74,16 +84,20 @@ class Generation:
         self._tokens.put(error)
 
     def __iter__(self) -> Iterator[int]:
-        while True:
-            try:
-                item = self._tokens.get(timeout=POLL_SECONDS)
-            except Empty:
-                continue
-            if item is None:
-                return
-            if isinstance(item, BaseException):
-                raise item
-            yield item
+        try:
+            self._start(self)
+            while True:
+                try:
+                    item = self._tokens.get(timeout=POLL_SECONDS)
+                except Empty:
+                    continue
+                if item is None:
+                    return
+                if isinstance(item, BaseException):
+                    raise item
+                yield item
+        finally:
+            self.stop()
 
 
 class Engine(ABC):
@@ -94,7 +108,7 @@ class Engine(ABC):
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
 
     def generate(self, inputs: ModelInputs, params: SamplingParams) -> Generation:
-        """Starts generating; returns at once. max_new_tokens is cut to what the context length leaves.
+        """What will be generated for a prompt. max_new_tokens is cut to what the context length leaves.
 
         Raises:
             InvalidRequest: the prompt leaves no room for an answer.
@@ -106,9 +120,8 @@ class Engine(ABC):
                 f"The prompt has {length:,} tokens with its pictures, and this model takes at most "
                 f"{self.context_length - 1:,}; shorten the text or send fewer pictures."
             )
-        generation = Generation(replace(params, max_new_tokens=min(params.max_new_tokens, room)))
-        self._thread.submit(self._run, inputs, generation)
-        return generation
+        params = replace(params, max_new_tokens=min(params.max_new_tokens, room))
+        return Generation(params, lambda generation: self._thread.submit(self._run, inputs, generation))
 
     def close(self) -> None:
         """Waits for the request in progress and ends the thread."""
@@ -116,7 +129,8 @@ class Engine(ABC):
 
     def _run(self, inputs: ModelInputs, generation: Generation) -> None:
         try:
-            self._decode(inputs, generation.params, generation.emit)
+            if not generation.stopped:  # it may have waited for another to end
+                self._decode(inputs, generation.params, generation.emit)
         except BaseException as error:
             generation.end(error)
         else:

@@ -39,13 +39,13 @@ def _eight_bits(picture: Image.Image) -> Image.Image:
 
 def _grey(picture: Image.Image) -> Image.Image:
     """Deep grey scaled to 8 bits: floats from 0 to 1, integers from 0 to 65535; beyond that, by the largest value."""
-    values = np.nan_to_num(np.asarray(picture).astype(np.float64), posinf=0, neginf=0)
-    white = 1.0 if picture.mode == "F" else 65535.0
-    scaled = values / max(white, values.max(initial=0)) * 255
-    grey = Image.fromarray(scaled.clip(0, 255).round().astype(np.uint8))
+    stored = np.asarray(picture)
+    values = np.nan_to_num(stored.astype(np.float32), copy=False, posinf=0, neginf=0)
+    values *= 255 / max(1.0 if picture.mode == "F" else 65535.0, float(values.max(initial=0)))
+    grey = Image.fromarray(values.clip(0, 255, out=values).round(out=values).astype(np.uint8))
     key = picture.info.get("transparency")
     if isinstance(key, int):
-        grey.putalpha(Image.fromarray(np.where(values == key, 0, 255).astype(np.uint8)))
+        grey.putalpha(Image.fromarray(np.where(stored == key, 0, 255).astype(np.uint8)))
     return grey
 
 

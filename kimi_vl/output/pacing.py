@@ -41,8 +41,8 @@ def every(seconds: float, report: Callable[[], None]) -> Iterator[None]:
         while not over.wait(seconds):
             report()
 
-    Thread(target=copy_context().run, args=(run,), daemon=True, name="report").start()
     try:
+        Thread(target=copy_context().run, args=(run,), daemon=True, name="report").start()
         yield
     finally:
         over.set()

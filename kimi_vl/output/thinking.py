@@ -29,6 +29,11 @@ class ThinkingSplitter:
         self._section = self._start
 
     @property
+    def undecided(self) -> bool:
+        """Nothing has come but, at most, a beginning of the opening marker."""
+        return self._section == self._start
+
+    @property
     def in_thinking(self) -> bool:
         """The opening marker has come, the closing one has not."""
         return self._section == self._thinking

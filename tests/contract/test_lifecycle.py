@@ -22,6 +22,18 @@ def test_a_cancelled_prediction_frees_the_server_within_a_second(endless: Any) -
     assert time.monotonic() - started < 3, "the cancelled one still runs on the engine"
 
 
+def test_a_cancel_at_any_moment_leaves_nothing_running(endless: Any) -> None:
+    for milliseconds in [0, 1, 2, 3, 4, 5, 6, 8, 10, 14, 20, 30] * 2:
+        name = f"cancelled-{time.monotonic_ns()}"
+        endless.start(name, **LONG)
+        time.sleep(milliseconds / 1000)
+        started = time.monotonic()
+        while endless.client.post(f"/predictions/{name}/cancel").status_code == 200:
+            time.sleep(0.05)  # Cog loses a cancel that comes before the prediction's thread runs
+        assert endless.predict(**SHORT | {"max_new_tokens": 3})["status"] == "succeeded"
+        assert time.monotonic() - started < 2, f"after a cancel at {milliseconds} ms the engine was not free"
+
+
 def test_a_client_that_leaves_frees_the_server_within_a_second(endless: Any) -> None:
     for kind, _ in endless.events(**LONG, stream=True):
         if kind == "output":

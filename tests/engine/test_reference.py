@@ -104,6 +104,27 @@ def test_a_stop_request_takes_effect_within_one_token(engine: ReferenceEngine) -
     assert list(engine.generate(inputs(prompt="hi"), replace(NO_STOP, max_new_tokens=2)))
 
 
+def test_nothing_runs_that_nobody_looks_at(engine: ReferenceEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[int] = []
+    monkeypatch.setattr(engine, "_decode", lambda *_: started.append(1))
+    unseen = engine.generate(inputs(prompt="hi"), NO_STOP)
+    stopped = engine.generate(inputs(prompt="hi"), NO_STOP)
+    stopped.stop()
+    assert list(stopped) == []
+    assert not started
+    assert list(unseen) == []
+    assert started
+
+
+def test_a_reader_that_is_interrupted_leaves_nothing_running(engine: ReferenceEngine) -> None:
+    generation = engine.generate(inputs(prompt="hi"), replace(NO_STOP, max_new_tokens=4000))
+    stream = iter(generation)
+    next(stream)
+    with pytest.raises(KeyboardInterrupt):
+        stream.throw(KeyboardInterrupt)  # type: ignore[attr-defined]
+    assert generation.stopped
+
+
 def test_the_limit_is_cut_to_the_context(engine: ReferenceEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     given = inputs(prompt="hi")
     monkeypatch.setattr(engine, "context_length", given.input_ids.shape[1] + 5)

@@ -1,15 +1,9 @@
 """Kimi-VL on one GPU. Importing this package teaches transformers' Auto classes the official checkpoint layout."""
 
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
+import sys
 
-from kimi_vl.model.checkpoint import register_tensor_names
-from kimi_vl.model.configuration import KimiVLConfig
-from kimi_vl.model.modeling import KimiVLForConditionalGeneration
-from kimi_vl.prompt.processor import KimiVLProcessor
-from kimi_vl.prompt.tokenizer import TikTokenTokenizer
+# `python -m kimi_vl` reads its arguments before it spends seconds on these imports, and then does this itself.
+if sys.argv[0] != "-m" or "kimi_vl" not in sys.orig_argv:
+    from kimi_vl.registration import register
 
-AutoConfig.register(KimiVLConfig.model_type, KimiVLConfig)
-AutoModelForImageTextToText.register(KimiVLConfig, KimiVLForConditionalGeneration)
-AutoProcessor.register(KimiVLConfig, KimiVLProcessor)
-AutoTokenizer.register(KimiVLConfig, TikTokenTokenizer)
-register_tensor_names()
+    register()

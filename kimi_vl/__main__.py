@@ -1,24 +1,32 @@
-"""The command line: one question about pictures, answered in the terminal."""
+"""The command line: one question about pictures, answered in the terminal.
+
+What takes seconds to import is imported when the arguments are known to be right.
+"""
 
 import argparse
 import json
+import os
 import sys
 from dataclasses import asdict, replace
+from io import TextIOWrapper
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from kimi_vl.errors import InvalidRequest, Misconfigured
 from kimi_vl.model.variants import best_model
 from kimi_vl.prompt.chat import DEFAULT_SYSTEM_PROMPT
 from kimi_vl.request import Request
-from kimi_vl.service import Answer, Service
 from kimi_vl.settings import Settings
+
+if TYPE_CHECKING:
+    from kimi_vl.service import Answer
 
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "prompt": {"metavar": "PROMPT", "help": "the question or instruction"},
     "images": {
         "metavar": "IMAGE",
         "nargs": "*",
+        "default": [],
         "type": Path,
         "help": "picture files, in the order in which the prompt speaks of them",
     },
@@ -48,12 +56,20 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "--json": {"action": "store_true", "help": "print one JSON object and nothing else"},
 }
 DIM, PLAIN = "\033[2m", "\033[0m"
-BAD_INPUT, INTERRUPTED = 2, 130  # exit statuses
+REQUEST = ("prompt", "images", "system_prompt", "temperature", "top_p", "max_new_tokens", "seed")
+BAD_INPUT, INTERRUPTED, READER_GONE = 2, 130, 141  # exit statuses
 
 
-def parser() -> argparse.ArgumentParser:
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(BAD_INPUT, f"error: {message}; --help tells how\n")
+
+
+def parser() -> Parser:
     """The arguments, each explained to someone who has never seen them."""
-    arguments = argparse.ArgumentParser(prog="python -m kimi_vl", description="Ask Kimi-VL a question about pictures.")
+    arguments = Parser(prog="python -m kimi_vl", description="Ask Kimi-VL a question about pictures.")
     for names, options in ARGUMENTS.items():
         arguments.add_argument(names, **options)
     return arguments
@@ -61,39 +77,45 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Answers one prompt; returns the exit status."""
-    arguments = parser().parse_args(argv)
+    arguments = parser().parse_intermixed_args(argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # whatever a terminal cannot show
     try:
-        settings = Settings.from_environment()
-        settings = replace(settings, model=arguments.model or settings.model or best_model())
-        request = Request(
-            prompt=arguments.prompt,
-            images=arguments.images,
-            system_prompt=arguments.system_prompt,
-            temperature=arguments.temperature,
-            top_p=arguments.top_p,
-            max_new_tokens=arguments.max_new_tokens,
-            seed=arguments.seed,
-        )
-        request.check(settings)  # before the wait for the weights
-        service = Service.load(settings, progress=_say)
-        answer = service.answer(request)
+        _answer(arguments)
     except (InvalidRequest, Misconfigured) as error:
         _say(f"error: {error}")
         return BAD_INPUT
     except KeyboardInterrupt:
-        return INTERRUPTED
-    try:
-        (_print_json if arguments.json else _print_text)(answer, settings.model)
-    except KeyboardInterrupt:
         _say(f"{PLAIN if sys.stdout.isatty() else ''}\nstopped")
         return INTERRUPTED
-    finally:
-        answer.stop()
-        service.close()
+    except BrokenPipeError:  # whoever read the answer has gone; Python would say so again when it flushes
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return READER_GONE
     return 0
 
 
-def _print_text(answer: Answer, model: str) -> None:
+def _answer(arguments: argparse.Namespace) -> None:
+    settings = Settings.from_environment()
+    settings = replace(settings, model=arguments.model or settings.model or best_model())
+    request = Request(**{name: getattr(arguments, name) for name in REQUEST})
+    request.check(settings)
+    for _ in request.pictures(settings):  # what is wrong with them is said before the wait for the weights
+        pass
+    _say(f"Starting {settings.model}")
+    from kimi_vl.registration import register
+    from kimi_vl.service import Service
+
+    register()
+    service = Service.load(settings, progress=_say)
+    try:
+        with service.answer(request) as answer:
+            (_print_json if arguments.json else _print_text)(answer, settings.model)
+    finally:
+        service.close()
+
+
+def _print_text(answer: "Answer", model: str) -> None:
     dim, plain = (DIM, PLAIN) if sys.stdout.isatty() else ("", "")
     thinking = False
     for delta in answer:
@@ -112,7 +134,7 @@ def _print_text(answer: Answer, model: str) -> None:
     )
 
 
-def _print_json(answer: Answer, model: str) -> None:
+def _print_json(answer: "Answer", model: str) -> None:
     deltas = list(answer)
     usage = asdict(answer.usage)
     result = {

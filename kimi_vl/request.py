@@ -1,12 +1,14 @@
 """What can be asked, and every limit on it."""
 
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from PIL import Image
+
 from kimi_vl.errors import InvalidRequest
-from kimi_vl.media.images import ordinal
+from kimi_vl.media.images import ImageLimits, ordinal, read_image
 from kimi_vl.prompt.chat import DEFAULT_SYSTEM_PROMPT
 from kimi_vl.settings import Settings
 
@@ -50,6 +52,16 @@ class Request:
         _check_range("max_new_tokens", self.max_new_tokens, 1, MAX_NEW_TOKENS)
         if self.seed is not None:
             _check_range("seed", self.seed, 0, MAX_SEED)
+
+    def pictures(self, settings: Settings) -> Iterator[Image.Image]:
+        """The pictures, decoded one at a time.
+
+        Raises:
+            InvalidRequest: one of them cannot be used.
+        """
+        limits = ImageLimits(settings.max_image_bytes, settings.max_image_pixels)
+        for position, path in enumerate(self.images):
+            yield read_image(path, position, limits)
 
 
 def fetched_files(images: Iterable[object]) -> list[Path]:

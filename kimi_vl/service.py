@@ -9,7 +9,6 @@ import torch
 
 from kimi_vl.engine.base import Engine, Generation, ModelInputs, SamplingParams
 from kimi_vl.engine.reference import ReferenceEngine
-from kimi_vl.media.images import ImageLimits, read_image
 from kimi_vl.model.checkpoint import load_model
 from kimi_vl.model.variants import Variant, find_model
 from kimi_vl.output.detokenizer import Detokenizer
@@ -71,7 +70,9 @@ class Answer:
             if delta:
                 yield delta
         self.usage.finish_reason = self._generation.finish_reason
-        if rest := splitter.close():
+        if splitter.undecided and self.usage.finish_reason == "length":  # cut inside the opening marker
+            self.usage.thinking_tokens, self.usage.answer_tokens = self.usage.answer_tokens, 0
+        elif rest := splitter.close():
             yield rest
 
     def _clock(self, count: int) -> None:
@@ -90,7 +91,6 @@ class Service:
         self.variant = variant
         self._processor = processor
         self._engine = engine
-        self._limits = ImageLimits(settings.max_image_bytes, settings.max_image_pixels)
 
     @classmethod
     def load(cls, settings: Settings, progress: Callable[[str], None] = lambda line: None) -> "Service":
@@ -116,10 +116,9 @@ class Service:
         """
         started = monotonic()
         request.check(self.settings)
-        pictures = (read_image(path, position, self._limits) for position, path in enumerate(request.images))
         system = {"role": "system", "content": request.system_prompt}
         prompt = render([system, question(request.prompt, len(request.images))])
-        features = self._processor(pictures, prompt)
+        features = self._processor(request.pictures(self.settings), prompt)
         inputs = ModelInputs(features["input_ids"], features.get("pixel_values"), features.get("image_grid_hws"))
         params = SamplingParams(
             max_new_tokens=request.max_new_tokens,

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image, ImageDraw
@@ -60,9 +61,59 @@ def test_bad_input_ends_with_status_2_and_one_clear_line(
     assert main(["--model", "tiny", *arguments]) == 2
     output = capsys.readouterr()
     assert output.out == ""
-    errors = [line for line in output.err.splitlines() if line.startswith("error:")]
-    assert len(errors) == 1
-    assert errors[0].startswith(message)
+    assert output.err.splitlines()[-1].startswith(message)
+    assert output.err.count("error:") == 1
+
+
+def test_options_may_stand_anywhere(number: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([QUESTION, "--model", "tiny", number]) == 0
+    assert capsys.readouterr().out.endswith("42\n")
+
+
+@pytest.mark.parametrize("arguments", [[], ["hi", "--bogus"], ["hi", "--temperature", "warm"]])
+def test_wrong_usage_is_one_line(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert "IMAGE" not in line
+
+
+def run(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "kimi_vl", *arguments, "--model", "tiny"]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, **options)
+
+
+def test_a_terminal_that_cannot_show_a_character_gets_it_escaped() -> None:
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    result = run("\u25c1 \u4f60\u597d", "--max-new-tokens", "40", "--temperature", "2", "--seed", "3", env=environment)
+    assert result.returncode == 0, result.stderr
+
+
+def test_a_reader_that_goes_away_ends_it_quietly() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "kimi_vl", "What is 12 + 7?", "--model", "tiny"]
+    result = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=60)
+    os.close(writer)
+    assert result.returncode == 141
+    assert "Traceback" not in result.stderr
+
+
+def test_ctrl_c_while_it_starts_stops_cleanly() -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "kimi_vl", "hi", "--model", "tiny"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    assert process.stderr.readline() == "Starting tiny\n"
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in errors
 
 
 def test_ctrl_c_stops_cleanly() -> None:

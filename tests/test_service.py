@@ -61,6 +61,14 @@ def test_cut_inside_the_thinking_there_is_no_answer(service: Service) -> None:
     assert (answer.usage.thinking_tokens, answer.usage.answer_tokens) == (12, 0)
 
 
+@pytest.mark.parametrize("cut", [1, 2, 3])
+def test_cut_inside_the_opening_marker_there_is_nothing(service: Service, cut: int) -> None:
+    answer = service.answer(Request("What is 12 + 7?", max_new_tokens=cut))
+    assert texts(answer) == ("", "")
+    assert (answer.usage.thinking_tokens, answer.usage.answer_tokens) == (cut, 0)
+    assert answer.usage.finish_reason == "length"
+
+
 def test_the_seed_is_reported_and_repeats_the_answer(service: Service) -> None:
     def ask(seed: int | None) -> tuple[tuple[str, str], int]:
         answer = service.answer(Request("Tell me more.", temperature=2.0, max_new_tokens=30, seed=seed))

@@ -1,5 +1,6 @@
 """The models that have a name, and where their folders are."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,19 +34,32 @@ def find_model(name: str) -> tuple[Path, Variant]:
     """The folder and variant of a model, given by name or as a folder.
 
     Raises:
-        Misconfigured: there is no checkpoint; the message says how to get it.
+        Misconfigured: there is no whole checkpoint; the message says how to get it.
     """
     folder = WEIGHTS / name if name in VARIANTS else Path(name)
-    if (folder / "config.json").is_file():
-        shipped = folder.resolve() == (WEIGHTS / "tiny").resolve()
-        return folder, VARIANTS["tiny" if shipped else name] if shipped or name in VARIANTS else UNNAMED
+    missing = missing_files(folder)
+    if not missing:
+        known = (variant for own, variant in VARIANTS.items() if folder.resolve() == (WEIGHTS / own).resolve())
+        return folder, next(known, UNNAMED)
     if name in VARIANTS:
+        state = "not complete" if folder.is_dir() else "not there"
         raise Misconfigured(
-            f"The model {name!r} is not in weights/{name}; fetch it with: python scripts/download_weights.py {name}"
+            f"weights/{name} is {state}; fetch the model with: python scripts/download_weights.py {name}"
         )
+    if folder.is_dir():
+        raise Misconfigured(f"{name!r} is no complete checkpoint folder: {missing[0]} is missing")
     raise Misconfigured(f"{name!r} is neither a checkpoint folder nor one of {', '.join(VARIANTS)}")
+
+
+def missing_files(folder: Path) -> list[str]:
+    """The names of files that a checkpoint folder lacks, as after a download that was interrupted."""
+    needed = ["config.json", "preprocessor_config.json", "tiktoken.model", "model.safetensors"]
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        needed[3:] = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    return [name for name in needed if not (folder / name).is_file()]
 
 
 def best_model() -> str:
     """The first of the named models whose weights are here; the one that ships is the last."""
-    return next((name for name in VARIANTS if (WEIGHTS / name / "config.json").is_file()), "tiny")
+    return next((name for name in VARIANTS if not missing_files(WEIGHTS / name)), "tiny")

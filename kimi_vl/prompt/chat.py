@@ -3,10 +3,12 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kimi_vl.output.thinking import CLOSING, OPENING
-from kimi_vl.prompt.tokenizer import TikTokenTokenizer
+
+if TYPE_CHECKING:
+    from kimi_vl.prompt.tokenizer import TikTokenTokenizer
 
 DEFAULT_SYSTEM_PROMPT = "You are a helpful assistant"
 ROLES = ("system", "user", "assistant")
@@ -64,7 +66,7 @@ def render(messages: Sequence[Message], add_generation_prompt: bool = True) -> C
     return ChatPrompt(pieces)
 
 
-def encode(prompt: ChatPrompt, tokenizer: TikTokenTokenizer, tokens_per_picture: Sequence[int]) -> list[int]:
+def encode(prompt: ChatPrompt, tokenizer: "TikTokenTokenizer", tokens_per_picture: Sequence[int]) -> list[int]:
     """Token ids of a prompt, each picture's <|media_pad|> repeated once for each of its 2x2 blocks of patches.
 
     Raises:

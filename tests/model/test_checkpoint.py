@@ -97,6 +97,24 @@ def test_models_are_found_by_name_and_by_folder(tmp_path: Path) -> None:
     assert variants.find_model(str(tmp_path / "mine")) == (tmp_path / "mine", variants.UNNAMED)
 
 
+def test_an_interrupted_download_is_no_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(variants, "WEIGHTS", tmp_path)
+    folder = tmp_path / "thinking"
+    shutil.copytree(TINY, folder)
+    assert variants.best_model() == "thinking"
+    (folder / "model.safetensors").rename(folder / "model-1-of-2.safetensors")
+    shards = {"weight_map": {"a": "model-1-of-2.safetensors", "b": "model-2-of-2.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(shards))
+    assert variants.missing_files(folder) == ["model-2-of-2.safetensors"]
+    assert variants.best_model() == "tiny"
+    with pytest.raises(Misconfigured, match=r"weights/thinking is not complete; .*download_weights.py thinking"):
+        variants.find_model("thinking")
+    with pytest.raises(Misconfigured, match=r"no complete checkpoint folder: model-2-of-2.safetensors is missing"):
+        variants.find_model(str(shutil.copytree(folder, tmp_path / "mine")))
+    (folder / "model-2-of-2.safetensors").touch()
+    assert variants.best_model() == "thinking"
+
+
 @pytest.mark.parametrize(
     ("name", "hint"), [("instruct", "download_weights.py instruct"), ("nowhere", "checkpoint folder")]
 )

@@ -86,6 +86,11 @@ def encode(prompt: ChatPrompt, tokenizer: "TikTokenTokenizer", tokens_per_pictur
     return ids
 
 
+def answer_prefix(tokenizer: "TikTokenTokenizer") -> tuple[int, ...]:
+    """The token ids that open each of the model's turns."""
+    return tuple(encode(ChatPrompt(_opening("assistant")), tokenizer, []))
+
+
 def _turn(message: Message) -> Iterator[Piece]:
     role, content = message["role"], message["content"]
     yield from _opening(role)

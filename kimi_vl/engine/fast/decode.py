@@ -1,0 +1,157 @@
+"""One token in, the next one out: the whole step of the decoder, captured once and replayed for every token."""
+
+from dataclasses import dataclass
+
+import torch
+import triton
+from torch import Tensor
+
+from kimi_vl.engine.base import SamplingParams
+from kimi_vl.engine.fast.kernels.experts import contract, expand
+from kimi_vl.engine.fast.kernels.latent_attention import SPLITS, attend, merge
+from kimi_vl.engine.fast.kernels.latent_query import absorb
+from kimi_vl.engine.fast.kernels.linear import linear_add, norm_linear
+from kimi_vl.engine.fast.kernels.routing import Scratch, route
+from kimi_vl.engine.fast.kernels.sampling import BLOCK, Draw, finish, pick, truncate, truncates
+from kimi_vl.engine.fast.weights import Weights
+
+AHEAD = 2  # steps under way while the host reads; what is thrown away when a text ends
+RING = 64  # tokens that the host may fall behind
+
+
+@dataclass(frozen=True)
+class _Buffers:
+    """What the kernels of a step hand on to one another."""
+
+    x: Tensor  # [width] float32, the residual stream
+    projected: Tensor  # [q rows + kv_a rows] float32
+    query: Tensor  # [heads, latent + rope]
+    sums: Tensor  # [splits, heads, latent] float32
+    maxima: Tensor  # [splits, heads] float32
+    totals: Tensor  # [splits, heads] float32
+    attended: Tensor  # [heads * value]
+    best: Tensor  # [blocks of the vocabulary] float32
+    best_ids: Tensor  # [blocks of the vocabulary] int32
+
+
+class Decoder:
+    """Generates tokens one after another. Its state on the GPU: the cache, the next token's embedding, its position."""
+
+    def __init__(self, weights: Weights, cache: Tensor, rotary: Tensor) -> None:
+        """
+        Args:
+            weights: of the model.
+            cache: [layers, context, latent + rope], the latent cache.
+            rotary: [context, rope] float32.
+        """
+        self.weights = weights
+        self.cache = cache
+        self.rotary = rotary
+        self.logits = torch.empty(weights.head.shape[0], dtype=torch.float32, device=cache.device)
+        self.position = torch.zeros(1, dtype=torch.int32, device=cache.device)
+        self.draw = Draw.empty(cache.device)
+        self.tokens = torch.zeros(RING, dtype=torch.int32, pin_memory=cache.is_cuda)
+        chosen = weights.layers[-1][1].chosen
+        self.experts = torch.zeros(len(weights.layers), chosen, dtype=torch.int32, device=cache.device)
+        self._buffers = _allocate(weights)
+        self._scratch = [
+            Scratch.of(mlp, experts[: mlp.chosen])
+            for (_, mlp), experts in zip(weights.layers, self.experts, strict=True)
+        ]
+        self._events = [torch.cuda.Event(blocking=True) for _ in range(RING if cache.is_cuda else 0)]
+        self._graphs = {truncated: self._capture(truncated) for truncated in (False, True) if cache.is_cuda}
+
+    def begin(self, length: int, params: SamplingParams) -> None:
+        """Draws the first token of a request from `logits`, which its prompt of `length` tokens made."""
+        self.draw.set(params, len(self.logits))
+        self.position.fill_(length - 1)
+        self._truncated = truncates(params)
+        self._first = self._made = length
+        self._choose(self._truncated)
+        self._mark()
+
+    def step(self) -> None:
+        """Starts to make one more token."""
+        if self._graphs:
+            self._graphs[self._truncated].replay()
+        else:
+            self.run(self._truncated)
+        self._mark()
+
+    def token(self, index: int) -> int:
+        """The token number `index` of the request, counted from 0; waits until it is there."""
+        slot = (self._first + index - 1) % RING
+        if self._events:
+            self._events[slot].synchronize()
+        return int(self.tokens[slot])
+
+    def run(self, truncated: bool) -> None:
+        """The step itself, kernel by kernel."""
+        self.forward()
+        self._choose(truncated)
+
+    def forward(self) -> None:
+        """The token at `position`, whose embedding is there, through all layers into its cache rows and `logits`."""
+        b, weights = self._buffers, self.weights
+        for cache, work, (attention, mlp) in zip(self.cache, self._scratch, weights.layers, strict=True):
+            norm_linear(b.x, attention.gain, attention.q, attention.kv_a, b.projected, attention.eps, "projections")
+            absorb(b.projected, attention, self.rotary, self.position, cache, b.query)
+            attend(b.query, cache, self.position, b.sums, b.maxima, b.totals, attention.scale)
+            merge(b.sums, b.maxima, b.totals, attention, self.position, b.attended)
+            linear_add(b.x, attention.out, b.attended)
+            route(b.x, mlp, work)
+            expand(b.x, mlp, work)
+            if mlp.chosen:
+                contract(b.x, mlp, work)
+        self.predict(b.x)
+
+    def predict(self, x: Tensor) -> None:
+        """The logits that follow a hidden state x [width] float32."""
+        weights = self.weights
+        norm_linear(x, weights.gain, weights.head, None, self.logits, weights.eps, "head")
+
+    def embed(self, token: int) -> None:
+        """Makes a token the next one that `forward` takes."""
+        self._buffers.x.copy_(self.weights.embeddings[token])
+
+    def _choose(self, truncated: bool) -> None:
+        b = self._buffers
+        if truncated:
+            truncate(self.logits, self.draw)
+        pick(self.logits, self.draw, self.position, b.best, b.best_ids)
+        finish(b.x, b.best, b.best_ids, self.weights.embeddings, self.position, self.tokens)
+
+    def _mark(self) -> None:
+        if self._events:
+            self._events[(self._made - 1) % RING].record()
+        self._made += 1
+
+    def _capture(self, truncated: bool) -> torch.cuda.CUDAGraph:
+        self.position.zero_()
+        self.run(truncated)  # compiles and warms up
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            self.run(truncated)
+        return graph
+
+
+def _allocate(weights: Weights) -> _Buffers:
+    attention = weights.layers[0][0]
+    blocks = triton.cdiv(weights.head.shape[0], BLOCK)
+    device, dtype = weights.head.device, weights.head.dtype
+
+    def floats(*shape: int) -> Tensor:
+        return torch.zeros(shape, dtype=torch.float32, device=device)
+
+    return _Buffers(
+        x=floats(weights.head.shape[1]),
+        projected=floats(attention.q.shape[0] + attention.kv_a.shape[0]),
+        query=torch.zeros(attention.heads, weights.row, dtype=dtype, device=device),
+        sums=floats(SPLITS, attention.heads, attention.latent),
+        maxima=floats(SPLITS, attention.heads),
+        totals=floats(SPLITS, attention.heads),
+        attended=torch.zeros(attention.out.shape[1], dtype=dtype, device=device),
+        best=floats(blocks),
+        best_ids=torch.zeros(blocks, dtype=torch.int32, device=device),
+    )

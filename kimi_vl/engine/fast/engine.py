@@ -1,0 +1,121 @@
+"""The fast engine: prompt → latent cache → tokens, with every weight read as it lies in the model."""
+
+import traceback
+from collections.abc import Callable
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from kimi_vl.engine.base import Engine, ModelInputs, SamplingParams
+from kimi_vl.engine.fast.decode import AHEAD, Decoder
+from kimi_vl.engine.fast.pictures import Pictures
+from kimi_vl.engine.fast.prefill import CHUNK, prefill
+from kimi_vl.engine.fast.prompt import Prompt, grids
+from kimi_vl.engine.fast.weights import Weights
+from kimi_vl.model.modeling import KimiVLForConditionalGeneration
+
+WORKING_BYTES = 3_500_000_000  # left beside weights and cache for a prompt's activations and captured graphs
+
+
+class FastEngine(Engine):
+    """One request at a time, at the speed of the memory.
+
+    What a prompt shares with the one before it is not computed again. It is taken up only where an answer begins, so
+    that every token's row of the cache is computed in the same chunks, and comes out the same, whatever ran before.
+    """
+
+    @torch.inference_mode()
+    def __init__(self, model: KimiVLForConditionalGeneration, answer_prefix: tuple[int, ...] = ()) -> None:
+        """
+        Args:
+            model: on a CUDA GPU in bfloat16; on the CPU (for tests) the kernels' references run, in any type.
+            answer_prefix: the token ids that open each of the model's turns in a conversation.
+        """
+        self.weights = Weights.of(model)
+        super().__init__(_context_that_fits(self.weights, model.config.text_config.max_position_embeddings))
+        head = self.weights.head
+        shape = len(self.weights.layers), self.context_length, self.weights.row
+        self.cache = torch.zeros(shape, dtype=head.dtype, device=head.device)
+        self.rotary = self.weights.rotary(self.context_length)
+        self.decoder = Decoder(self.weights, self.cache, self.rotary)
+        self.pictures = Pictures(model)
+        self.cached_tokens = 0  # of the last request: taken from the one before it
+        self._media_id = model.config.media_placeholder_token_id
+        self._answer_prefix = answer_prefix
+        self._seen: Prompt | None = None  # what the cache holds
+
+    @torch.inference_mode()
+    def _decode(self, inputs: ModelInputs, params: SamplingParams, emit: Callable[[int], bool]) -> None:
+        try:
+            self._read(inputs)
+            self._write(inputs.input_ids.shape[1], params, emit)
+        except BaseException as error:
+            traceback.clear_frames(error.__traceback__)  # they hold the tensors of what failed
+            if self.cache.is_cuda:
+                torch.cuda.empty_cache()
+            raise
+
+    def _read(self, inputs: ModelInputs) -> None:
+        """Fills the cache with the prompt, and `decoder.logits` with what follows it."""
+        patches = _split(inputs, self.cache.dtype)
+        prompt = Prompt.of(inputs, patches, self._media_id, self._answer_prefix)
+        self.cached_tokens = self._reusable(prompt)
+        self._seen = None  # until the cache holds all of it
+        digests = [digest for _, digest in prompt.pictures]
+        by_digest = dict(zip(digests, zip(patches, grids(inputs), strict=True), strict=True))
+        found = self.pictures.features(by_digest)
+        features = torch.cat([found[digest] for digest in digests]) if digests else None
+        hidden = self.cache.new_zeros(0)
+        for start, end in self._chunks(prompt):
+            hidden = prefill(self.weights, self.cache, self.rotary, self._embed(prompt, features, start, end), start)
+        self.decoder.predict(hidden)
+        self._seen = prompt
+
+    def _reusable(self, prompt: Prompt) -> int:
+        """How many of the prompt's tokens the cache holds; at least one is always left to compute."""
+        shared = 0 if self._seen is None else self._seen.shared_with(prompt)
+        return max((end for end in prompt.ends if end <= shared and end < len(prompt.ids)), default=0)
+
+    def _chunks(self, prompt: Prompt) -> list[tuple[int, int]]:
+        """What is left to compute: pieces of at most CHUNK tokens, none of which reaches over an end."""
+        ends = [self.cached_tokens, *(end for end in prompt.ends if end > self.cached_tokens), len(prompt.ids)]
+        return [(start, min(start + CHUNK, end)) for first, end in pairwise(ends) for start in range(first, end, CHUNK)]
+
+    def _embed(self, prompt: Prompt, features: Tensor | None, start: int, end: int) -> Tensor:
+        """[end - start, width]: embeddings of the tokens, and the pictures' features where the media ids stand."""
+        embeddings = self.weights.embeddings
+        x = embeddings[prompt.ids[start:end].to(embeddings.device)]
+        if features is not None:
+            places = (prompt.ids == self._media_id).nonzero()[:, 0]
+            first, last = torch.searchsorted(places, torch.tensor([start, end])).tolist()
+            x[(places[first:last] - start).to(x.device)] = features[first:last]
+        return x
+
+    def _write(self, length: int, params: SamplingParams, emit: Callable[[int], bool]) -> None:
+        """Makes tokens and hands them on; the GPU stays some steps ahead of the reading."""
+        self.decoder.begin(length, params)
+        started = 1
+        for index in range(params.max_new_tokens):
+            while started < min(index + 1 + AHEAD, params.max_new_tokens):
+                self.decoder.step()
+                started += 1
+            if not emit(self.decoder.token(index)):
+                return
+
+
+def _split(inputs: ModelInputs, dtype: torch.dtype) -> list[Tensor]:
+    """Each picture's patches, as the network takes them."""
+    if inputs.pixel_values is None:
+        return []
+    return list(inputs.pixel_values.to(dtype).split([rows * columns for rows, columns in grids(inputs)]))
+
+
+def _context_that_fits(weights: Weights, longest: int) -> int:
+    """Tokens whose cache and rotary table fit in the memory that is free, at most the model's longest context."""
+    if not weights.head.is_cuda:
+        return longest
+    torch.cuda.empty_cache()
+    free, _ = torch.cuda.mem_get_info(weights.head.device)
+    token_bytes = len(weights.layers) * weights.row * weights.head.element_size() + 4 * weights.layers[0][0].rope
+    return max(min(longest, (free - WORKING_BYTES) // token_bytes), 1)

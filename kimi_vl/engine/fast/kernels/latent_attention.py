@@ -1,0 +1,225 @@
+# mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
+"""Decoding attention over the latent cache: `attend` splits the cache over the GPU, `merge` joins the splits.
+
+kv_b_proj's value half is applied in `merge`, once, to the weighted sum of the latents. All sizes of a head are powers
+of two; for the query see latent_query.py.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from kimi_vl.engine.fast.kernels.operation import Operation, dot_rows, launch_options, release_next, wait_for_previous
+from kimi_vl.engine.fast.weights import Attention
+
+SPLITS = 128  # parts of the cache that are attended to at the same time: about one for each multiprocessor
+TOKENS = 32  # cached tokens in a tile
+MERGE_ROWS = 16  # value rows in one program of `merge`
+MERGE_SPLITS = 16  # splits that `merge` reads at once
+
+
+@triton.jit
+def _tokens_per_split(position, TOKENS: tl.constexpr, SPLITS: tl.constexpr):
+    """How many of the position + 1 cached tokens each split has: whole tiles, spread evenly."""
+    tiles = position // TOKENS + 1
+    return (tiles + SPLITS - 1) // SPLITS * TOKENS
+
+
+@triton.jit
+def _attend_kernel(
+    query,
+    cache,
+    position_pointer,
+    sums,
+    maxima,
+    totals,
+    scale,
+    HEADS: tl.constexpr,
+    HEADS_BLOCK: tl.constexpr,
+    LATENT: tl.constexpr,
+    ROPE: tl.constexpr,
+    TOKENS: tl.constexpr,
+    SPLITS: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    release_next(PDL)
+    split = tl.program_id(0)
+    heads = tl.arange(0, HEADS_BLOCK)
+    columns = tl.arange(0, LATENT)
+    rope_columns = LATENT + tl.arange(0, ROPE)
+    width: tl.constexpr = LATENT + ROPE
+    known = heads < HEADS
+    wait_for_previous(PDL)
+    position = tl.load(position_pointer)
+    share = _tokens_per_split(position, TOKENS, SPLITS)
+    first = split * share
+    last = tl.minimum(first + share, position + 1)
+    if first < last:
+        q_latent = tl.load(query + heads[:, None] * width + columns[None, :], mask=known[:, None], other=0.0)
+        q_rope = tl.load(query + heads[:, None] * width + rope_columns[None, :], mask=known[:, None], other=0.0)
+        maximum = tl.full([HEADS_BLOCK], float("-inf"), tl.float32)
+        total = tl.zeros([HEADS_BLOCK], tl.float32)
+        weighted = tl.zeros([HEADS_BLOCK, LATENT], tl.float32)
+        for start in range(first, last, TOKENS):
+            tokens = start + tl.arange(0, TOKENS)
+            rows = cache + tokens.to(tl.int64)[:, None] * width
+            inside = (tokens < last)[:, None]
+            latent = tl.load(rows + columns[None, :], mask=inside, other=0.0)
+            rope = tl.load(rows + rope_columns[None, :], mask=inside, other=0.0)
+            scores = tl.dot(q_latent, tl.trans(latent)) + tl.dot(q_rope, tl.trans(rope))
+            scores = tl.where((tokens < last)[None, :], scores * scale, float("-inf"))
+            larger = tl.maximum(maximum, tl.max(scores, 1))
+            shrink = tl.exp(maximum - larger)
+            weights = tl.exp(scores - larger[:, None])
+            total = total * shrink + tl.sum(weights, 1)
+            weighted = weighted * shrink[:, None] + tl.dot(weights.to(latent.dtype), latent)
+            maximum = larger
+        place = split * HEADS + heads
+        tl.store(sums + place[:, None] * LATENT + columns[None, :], weighted, mask=known[:, None])
+        tl.store(maxima + place, maximum, mask=known)
+        tl.store(totals + place, total, mask=known)
+
+
+def _launch_attend(
+    query: Tensor, cache: Tensor, position: Tensor, sums: Tensor, maxima: Tensor, totals: Tensor, scale: float
+) -> None:
+    splits, heads, latent = sums.shape
+    _attend_kernel[(splits,)](
+        query,
+        cache,
+        position,
+        sums,
+        maxima,
+        totals,
+        scale,
+        HEADS=heads,
+        HEADS_BLOCK=max(16, triton.next_power_of_2(heads)),
+        LATENT=latent,
+        ROPE=query.shape[1] - latent,
+        TOKENS=TOKENS,
+        SPLITS=splits,
+        num_stages=2,
+        **launch_options(query, 8),
+    )
+
+
+def attend_reference(
+    query: Tensor, cache: Tensor, position: Tensor, sums: Tensor, maxima: Tensor, totals: Tensor, scale: float
+) -> None:
+    """Attention of the query to each split of the cache, to be joined by `merge`. Unused splits are left as they are.
+
+    Args:
+        query: [heads, latent + rope].
+        cache: [context, latent + rope]; rows 0 to position, both included, are attended to.
+        position: [1] int32.
+        sums: [splits, heads, latent] float32, written: the sum of exp(score - maximum) * latent.
+        maxima, totals: [splits, heads] float32, written: the largest score, and the sum of exp(score - maximum).
+        scale: of the scores.
+    """
+    length = int(position) + 1
+    for split, first in enumerate(range(0, length, _share(length, sums.shape[0]))):
+        rows = cache[first : min(first + _share(length, sums.shape[0]), length)].float()
+        scores = query.float() @ rows.T * scale
+        maxima[split] = scores.amax(1)
+        weights = torch.exp(scores - maxima[split, :, None])
+        totals[split] = weights.sum(1)
+        sums[split] = weights.to(cache.dtype).float() @ rows[:, : sums.shape[2]]
+
+
+def _share(length: int, splits: int) -> int:
+    return triton.cdiv(triton.cdiv(length, TOKENS), splits) * TOKENS
+
+
+attend = Operation(_launch_attend, attend_reference)
+
+
+@triton.jit
+def _merge_kernel(
+    sums,
+    maxima,
+    totals,
+    kv_b,
+    position_pointer,
+    out,
+    HEADS: tl.constexpr,
+    NOPE: tl.constexpr,
+    VALUE: tl.constexpr,
+    LATENT: tl.constexpr,
+    TOKENS: tl.constexpr,
+    SPLITS: tl.constexpr,
+    SPLITS_BLOCK: tl.constexpr,
+    GROUP: tl.constexpr,
+    ROWS: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    release_next(PDL)
+    head = tl.program_id(0)
+    rows = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
+    columns = tl.arange(0, LATENT)
+    values = tl.load(kv_b + (head * (NOPE + VALUE) + NOPE + rows)[:, None] * LATENT + columns[None, :])
+    wait_for_previous(PDL)
+    position = tl.load(position_pointer)
+    used = position // _tokens_per_split(position, TOKENS, SPLITS) + 1
+    splits = tl.arange(0, SPLITS_BLOCK)
+    largest = tl.max(tl.load(maxima + splits * HEADS + head, mask=splits < used, other=float("-inf")))
+    total = 0.0
+    latent = tl.zeros([LATENT], tl.float32)
+    for start in range(0, used, GROUP):
+        group = start + tl.arange(0, GROUP)
+        inside = group < used
+        part = tl.load(
+            sums + (group * HEADS + head)[:, None] * LATENT + columns[None, :], mask=inside[:, None], other=0.0
+        )
+        factor = tl.exp(tl.load(maxima + group * HEADS + head, mask=inside, other=float("-inf")) - largest)
+        total += tl.sum(factor * tl.load(totals + group * HEADS + head, mask=inside, other=0.0))
+        latent += tl.sum(part * factor[:, None], 0)
+    latent = (latent / total).to(values.dtype)
+    tl.store(out + head * VALUE + rows, dot_rows(values, latent).to(out.dtype.element_ty))
+
+
+def _launch_merge(
+    sums: Tensor, maxima: Tensor, totals: Tensor, attention: Attention, position: Tensor, out: Tensor
+) -> None:
+    splits, heads, latent = sums.shape
+    _merge_kernel[(heads, attention.value // MERGE_ROWS)](
+        sums,
+        maxima,
+        totals,
+        attention.kv_b,
+        position,
+        out,
+        HEADS=heads,
+        NOPE=attention.nope,
+        VALUE=attention.value,
+        LATENT=latent,
+        TOKENS=TOKENS,
+        SPLITS=splits,
+        SPLITS_BLOCK=triton.next_power_of_2(splits),
+        GROUP=MERGE_SPLITS,
+        ROWS=MERGE_ROWS,
+        **launch_options(sums, 4),
+    )
+
+
+def merge_reference(
+    sums: Tensor, maxima: Tensor, totals: Tensor, attention: Attention, position: Tensor, out: Tensor
+) -> None:
+    """Joins what `attend` wrote and applies kv_b_proj's value half.
+
+    Args:
+        sums, maxima, totals: of `attend`.
+        attention: the layer's weights.
+        position: [1] int32.
+        out: [heads * value] of the weights' type, written: what o_proj takes.
+    """
+    splits, heads, latent = sums.shape
+    length = int(position) + 1
+    used = triton.cdiv(length, _share(length, splits))
+    factors = torch.exp(maxima[:used] - maxima[:used].amax(0))
+    mixed = (sums[:used] * factors[..., None]).sum(0) / (totals[:used] * factors).sum(0)[:, None]
+    values = attention.kv_b.view(heads, -1, latent)[:, attention.nope :].float()
+    out.copy_(torch.einsum("hl,hvl->hv", mixed.to(out.dtype).float(), values).flatten())
+
+
+merge = Operation(_launch_merge, merge_reference)

@@ -1,0 +1,106 @@
+# mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
+"""What all kernels share: where they run, how they are launched, how a weight matrix is read."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Generic, ParamSpec, cast
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+P = ParamSpec("P")
+
+
+@dataclass(frozen=True)
+class Operation(Generic[P]):
+    """A kernel for the GPU and its reference: both write the same results into the tensors that they are given.
+
+    The first argument is a tensor; where it is decides which of the two runs.
+    """
+
+    launch: Callable[P, None]
+    reference: Callable[P, None]
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> None:
+        run = self.launch if cast(Tensor, args[0]).is_cuda else self.reference
+        run(*args, **kwargs)
+
+
+@dataclass(frozen=True)
+class Tile:
+    """How much of a weight matrix one program reads at once, and with how many warps."""
+
+    elements: int
+    warps: int
+
+    def rows(self, columns: int) -> int:
+        """Rows of a matrix in a tile, at least one."""
+        return max(1, self.elements // triton.next_power_of_2(columns))
+
+
+TILES = {  # not tuned yet: scripts/tune_decode.py finds the best for a GPU
+    "projections": Tile(8192, 4),
+    "output": Tile(8192, 4),
+    "shared_gate_up": Tile(8192, 4),
+    "shared_down": Tile(8192, 4),
+    "gate_up": Tile(8192, 4),
+    "down": Tile(2048, 4),
+    "head": Tile(16384, 4),
+}
+
+
+def launch_options(tensor: Tensor, warps: int) -> dict[str, Any]:
+    """With programmatic dependent launch a kernel starts, and reads its weights, while the one before it ends."""
+    if tensor.is_cuda and _capability(tensor.device) >= (9, 0):
+        return {"num_warps": warps, "PDL": True, "launch_pdl": True}
+    return {"num_warps": warps, "PDL": False}
+
+
+@cache
+def _capability(device: torch.device) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device)
+
+
+@triton.jit
+def release_next(PDL: tl.constexpr):
+    """Lets the next kernel start as soon as there is room for it."""
+    if PDL:
+        gdc_launch_dependents()
+
+
+@triton.jit
+def wait_for_previous(PDL: tl.constexpr):
+    """Until the kernel before has written all its results. Only weights may be read earlier, and nothing written."""
+    if PDL:
+        gdc_wait()
+
+
+@triton.jit
+def load_rows(matrix, rows, ROWS, columns, COLUMNS: tl.constexpr):
+    """A tile of a row-major matrix [ROWS, COLUMNS], zero outside."""
+    inside = (rows < ROWS)[:, None] & (columns < COLUMNS)[None, :]
+    return tl.load(matrix + rows.to(tl.int64)[:, None] * COLUMNS + columns[None, :], mask=inside, other=0.0)
+
+
+@triton.jit
+def dot_rows(tile, vector):
+    """[rows, columns] times [columns], accumulated in float32."""
+    return tl.sum(tile.to(tl.float32) * vector.to(tl.float32)[None, :], 1)
+
+
+@triton.jit
+def load_normalised(x, gain, columns, COLUMNS: tl.constexpr, EPS: tl.constexpr):
+    """RMSNorm of x [COLUMNS] float32, rounded to the gain's type as the network's activations are."""
+    value = tl.load(x + columns, mask=columns < COLUMNS, other=0.0)
+    scaled = value * tl.rsqrt(tl.sum(value * value) / COLUMNS + EPS)
+    return (scaled * gain.to(tl.float32)).to(gain.dtype)
+
+
+def rms_norm(x: Tensor, gain: Tensor, eps: float) -> Tensor:
+    """RMSNorm in float32, rounded once to the gain's type: x * rsqrt(mean(x²) + eps) * gain."""
+    x = x.float()
+    return (x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * gain.float()).to(gain.dtype)

@@ -1,0 +1,152 @@
+# mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
+"""The small steps between the matrix products of a prompt, each one pass over its tensors instead of several."""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from kimi_vl.engine.fast.kernels.latent_query import rotate_pairs
+from kimi_vl.engine.fast.kernels.operation import Operation, rms_norm
+from kimi_vl.engine.fast.kernels.routing import silu
+from kimi_vl.engine.fast.weights import Attention
+
+BLOCK = 1024  # elements in one program of `gate`
+
+
+@triton.jit
+def _rotate_kernel(
+    q,
+    fresh,
+    gain,
+    rotary,
+    rows,
+    HEADS: tl.constexpr,
+    HEADS_BLOCK: tl.constexpr,
+    NOPE: tl.constexpr,
+    ROPE: tl.constexpr,
+    LATENT: tl.constexpr,
+    EPS: tl.constexpr,
+):
+    token = tl.program_id(0).to(tl.int64)
+    kind = rows.dtype.element_ty
+    half: tl.constexpr = ROPE // 2
+    pairs = tl.arange(0, half)
+    cosine = tl.load(rotary + token * ROPE + pairs)
+    sine = tl.load(rotary + token * ROPE + half + pairs)
+
+    columns = tl.arange(0, LATENT)
+    source = fresh + token * (LATENT + ROPE)
+    row = rows + token * (LATENT + ROPE)
+    latent = tl.load(source + columns).to(tl.float32)
+    latent = latent * tl.rsqrt(tl.sum(latent * latent) / LATENT + EPS) * tl.load(gain + columns).to(tl.float32)
+    tl.store(row + columns, latent.to(kind))
+    even = tl.load(source + LATENT + 2 * pairs).to(tl.float32)
+    odd = tl.load(source + LATENT + 2 * pairs + 1).to(tl.float32)
+    tl.store(row + LATENT + pairs, (even * cosine - odd * sine).to(kind))
+    tl.store(row + LATENT + half + pairs, (odd * cosine + even * sine).to(kind))
+
+    heads = tl.arange(0, HEADS_BLOCK)[:, None]
+    inside = heads < HEADS
+    part = q + (token * HEADS + heads) * (NOPE + ROPE) + NOPE
+    evens = tl.load(part + 2 * pairs[None, :], mask=inside).to(tl.float32)
+    odds = tl.load(part + 2 * pairs[None, :] + 1, mask=inside).to(tl.float32)
+    tl.debug_barrier()  # all are read before the first is written over
+    tl.store(part + pairs[None, :], (evens * cosine[None, :] - odds * sine[None, :]).to(kind), mask=inside)
+    tl.store(part + half + pairs[None, :], (odds * cosine[None, :] + evens * sine[None, :]).to(kind), mask=inside)
+
+
+def _launch_rotate(q: Tensor, fresh: Tensor, attention: Attention, rotary: Tensor, rows: Tensor) -> None:
+    _rotate_kernel[(len(q),)](
+        q,
+        fresh,
+        attention.kv_gain,
+        rotary,
+        rows,
+        HEADS=attention.heads,
+        HEADS_BLOCK=triton.next_power_of_2(attention.heads),
+        NOPE=attention.nope,
+        ROPE=attention.rope,
+        LATENT=attention.latent,
+        EPS=attention.kv_eps,
+    )
+
+
+def rotate_reference(q: Tensor, fresh: Tensor, attention: Attention, rotary: Tensor, rows: Tensor) -> None:
+    """Rotates the queries of a chunk in place and writes its rows of the cache.
+
+    Args:
+        q: [tokens, heads * (nope + rope)]; its rotary dimensions, adjacent pairs, become halves.
+        fresh: [tokens, latent + rope], kv_a_proj of the tokens.
+        attention: the layer's weights.
+        rotary: [tokens, rope] float32, cosines then sines.
+        rows: [tokens, latent + rope], written.
+    """
+    heads = q.view(len(q), attention.heads, -1)
+    heads[..., attention.nope :] = rotate_pairs(heads[..., attention.nope :], rotary[:, None])
+    latent, key = fresh.split([attention.latent, attention.rope], 1)
+    rows[:, : attention.latent] = rms_norm(latent, attention.kv_gain, attention.kv_eps)
+    rows[:, attention.latent :] = rotate_pairs(key, rotary)
+
+
+rotate = Operation(_launch_rotate, rotate_reference)
+
+
+@triton.jit
+def _gate_kernel(gate, up, out, WIDTH, stride, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = columns < WIDTH
+    gates = tl.load(gate + row * stride + columns, mask=inside).to(tl.float32)
+    ups = tl.load(up + row * stride + columns, mask=inside).to(tl.float32)
+    tl.store(out + row * WIDTH + columns, (silu(gates) * ups).to(out.dtype.element_ty), mask=inside)
+
+
+def _launch_gate(gate: Tensor, up: Tensor, out: Tensor) -> None:
+    rows, width = out.shape
+    _gate_kernel[(rows, triton.cdiv(width, BLOCK))](gate, up, out, width, gate.stride(0), BLOCK=BLOCK)
+
+
+def gate_reference(gate: Tensor, up: Tensor, out: Tensor) -> None:
+    """out [rows, width] = silu(gate) * up; gate and up may be column ranges of one tensor, with the same stride."""
+    out.copy_(torch.nn.functional.silu(gate.float()) * up.float())
+
+
+gate = Operation(_launch_gate, gate_reference)
+
+
+@triton.jit
+def _mix_kernel(x, shared, outputs, places, weights, WIDTH: tl.constexpr, BLOCK: tl.constexpr, CHOSEN: tl.constexpr):
+    token = tl.program_id(0).to(tl.int64)
+    columns = tl.arange(0, BLOCK)
+    inside = columns < WIDTH
+    total = tl.load(x + token * WIDTH + columns, mask=inside).to(tl.float32)
+    total += tl.load(shared + token * WIDTH + columns, mask=inside).to(tl.float32)
+    for slot in tl.static_range(CHOSEN):
+        place = tl.load(places + token * CHOSEN + slot)
+        weight = tl.load(weights + token * CHOSEN + slot)
+        total += weight * tl.load(outputs + place * WIDTH + columns, mask=inside).to(tl.float32)
+    tl.store(x + token * WIDTH + columns, total.to(x.dtype.element_ty), mask=inside)
+
+
+def _launch_mix(x: Tensor, shared: Tensor, outputs: Tensor, places: Tensor, weights: Tensor) -> None:
+    tokens, width = x.shape
+    block = triton.next_power_of_2(width)
+    _mix_kernel[(tokens,)](x, shared, outputs, places, weights, WIDTH=width, BLOCK=block, CHOSEN=places.shape[1])
+
+
+def mix_reference(x: Tensor, shared: Tensor, outputs: Tensor, places: Tensor, weights: Tensor) -> None:
+    """Adds what the experts made of each token to the residual stream, in float32 and rounded once.
+
+    Args:
+        x: [tokens, width], changed.
+        shared: [tokens, width], of the shared experts.
+        outputs: [tokens * chosen, width], of the chosen experts, in any order.
+        places: [tokens, chosen] int64, the row of outputs of each of a token's experts.
+        weights: [tokens, chosen] float32.
+    """
+    chosen = (outputs[places].float() * weights[..., None]).sum(1)
+    x.copy_(x.float() + shared.float() + chosen)
+
+
+mix = Operation(_launch_mix, mix_reference)

@@ -1,0 +1,187 @@
+# mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
+"""The choice of experts for one token, made while the shared experts, which do not wait for it, run."""
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from kimi_vl.engine.fast.kernels.operation import (
+    TILES,
+    Operation,
+    dot_rows,
+    launch_options,
+    load_normalised,
+    load_rows,
+    release_next,
+    rms_norm,
+    wait_for_previous,
+)
+from kimi_vl.engine.fast.weights import Mlp
+
+
+@dataclass(frozen=True)
+class Scratch:
+    """What a layer's mixture of experts writes for one token."""
+
+    hidden: Tensor  # [width] of the weights' type, the normalised input
+    scores: Tensor  # [all experts] float32
+    arrived: Tensor  # [1] int32, zero between kernels
+    experts: Tensor  # [chosen] int32, ids
+    weights: Tensor  # [chosen] float32
+    shared: Tensor  # [shared] of the weights' type, silu(gate) * up
+    activations: Tensor  # [chosen, inner] of the weights' type, silu(gate) * up
+
+    @classmethod
+    def of(cls, mlp: Mlp, experts: Tensor) -> "Scratch":
+        """Allocates for a layer; experts [chosen] int32 is where the ids go."""
+        like = mlp.gain
+        return cls(
+            hidden=torch.empty_like(like),
+            scores=torch.empty_like(mlp.bias),
+            arrived=torch.zeros(1, dtype=torch.int32, device=like.device),
+            experts=experts,
+            weights=like.new_empty(mlp.chosen, dtype=torch.float32),
+            shared=like.new_empty(mlp.shared_down.shape[1]),
+            activations=like.new_empty(mlp.chosen, mlp.down.shape[2]),
+        )
+
+
+@triton.jit
+def silu(x):
+    return x * tl.sigmoid(x)
+
+
+@triton.jit
+def _choose(
+    scores,
+    bias,
+    experts,
+    weights,
+    EXPERTS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    CHOSEN: tl.constexpr,
+    FACTOR: tl.constexpr,
+):
+    """An expert's rank is how many come before it, with a larger biased score, or an equal one and a lower id."""
+    ids = tl.arange(0, BLOCK)
+    known = ids < EXPERTS
+    score = tl.load(scores + ids, mask=known, other=0.0, cache_modifier=".cg")
+    biased = tl.where(known, score + tl.load(bias + ids, mask=known, other=0.0), float("-inf"))
+    mine, others = biased[:, None], biased[None, :]
+    before = (others > mine) | ((others == mine) & (ids[None, :] < ids[:, None]))
+    rank = tl.sum(before.to(tl.int32), 1)
+    chosen = rank < CHOSEN
+    total = tl.sum(tl.where(chosen, score, 0.0)) + 1e-20
+    tl.store(experts + rank, ids, mask=chosen)
+    tl.store(weights + rank, score / total * FACTOR, mask=chosen)
+
+
+@triton.jit
+def _route_kernel(
+    x,
+    gain,
+    router,
+    bias,
+    shared_gate,
+    shared_up,
+    hidden,
+    scores,
+    arrived,
+    experts,
+    weights,
+    shared,
+    SHARED,
+    EXPERTS: tl.constexpr,
+    EXPERTS_BLOCK: tl.constexpr,
+    CHOSEN: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    ROWS: tl.constexpr,
+    FACTOR: tl.constexpr,
+    EPS: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    release_next(PDL)
+    program = tl.program_id(0)
+    columns = tl.arange(0, BLOCK)
+    inside = columns < COLUMNS
+    gains = tl.load(gain + columns, mask=inside, other=0.0)
+    if program < EXPERTS:
+        row = tl.load(router + program * COLUMNS + columns, mask=inside, other=0.0).to(tl.float32)
+        wait_for_previous(PDL)
+        normalised = load_normalised(x, gains, columns, COLUMNS, EPS)
+        if program == 0:
+            tl.store(hidden + columns, normalised, mask=inside)
+        tl.store(scores + program, tl.sigmoid(tl.sum(row * normalised.to(tl.float32))))
+        tl.debug_barrier()
+        if tl.atomic_add(arrived, 1) == EXPERTS - 1:  # the last to arrive sees every score
+            _choose(scores, bias, experts, weights, EXPERTS, EXPERTS_BLOCK, CHOSEN, FACTOR)
+            tl.store(arrived, 0)
+    else:
+        rows = (program - EXPERTS) * ROWS + tl.arange(0, ROWS)
+        gate = load_rows(shared_gate, rows, SHARED, columns, COLUMNS)
+        up = load_rows(shared_up, rows, SHARED, columns, COLUMNS)
+        wait_for_previous(PDL)
+        normalised = load_normalised(x, gains, columns, COLUMNS, EPS)
+        activation = silu(dot_rows(gate, normalised)) * dot_rows(up, normalised)
+        tl.store(shared + rows, activation.to(shared.dtype.element_ty), mask=rows < SHARED)
+
+
+def _launch_route(x: Tensor, mlp: Mlp, work: Scratch) -> None:
+    count, columns = mlp.router.shape
+    shared = mlp.shared_gate.shape[0]
+    tile = TILES["shared_gate_up"]
+    rows = tile.rows(2 * columns)
+    _route_kernel[(count + triton.cdiv(shared, rows),)](
+        x,
+        mlp.gain,
+        mlp.router,
+        mlp.bias,
+        mlp.shared_gate,
+        mlp.shared_up,
+        work.hidden,
+        work.scores,
+        work.arrived,
+        work.experts,
+        work.weights,
+        work.shared,
+        shared,
+        EXPERTS=count,
+        EXPERTS_BLOCK=triton.next_power_of_2(max(count, 1)),
+        CHOSEN=mlp.chosen,
+        COLUMNS=columns,
+        BLOCK=triton.next_power_of_2(columns),
+        ROWS=rows,
+        FACTOR=mlp.factor,
+        EPS=mlp.eps,
+        **launch_options(x, tile.warps),
+    )
+
+
+def route_reference(x: Tensor, mlp: Mlp, work: Scratch) -> None:
+    """Chooses the experts of a token, and runs the shared experts' gate and up projections.
+
+    The chosen are the largest of score + bias, and their weights are their scores scaled to sum to the factor
+    (DeepSeek-V3, arXiv 2412.19437, equations 12 to 16).
+
+    Args:
+        x: [width] float32, the residual stream.
+        mlp: the layer's weights.
+        work: hidden, experts, weights (where the layer has experts) and shared are written.
+    """
+    normalised = rms_norm(x, mlp.gain, mlp.eps)
+    vector = normalised.float()
+    gate = mlp.shared_gate.float() @ vector
+    work.shared.copy_(gate * gate.sigmoid() * (mlp.shared_up.float() @ vector))
+    if mlp.chosen:
+        work.hidden.copy_(normalised)
+        work.scores.copy_((mlp.router.float() @ vector).sigmoid())
+        work.experts.copy_((work.scores + mlp.bias).topk(mlp.chosen).indices)
+        picked = work.scores[work.experts.long()]
+        work.weights.copy_(picked / (picked.sum() + 1e-20) * mlp.factor)
+
+
+route = Operation(_launch_route, route_reference)

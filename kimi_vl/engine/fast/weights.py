@@ -1,0 +1,160 @@
+"""The network's weights as the kernels take them: the model's own tensors under short names, none copied."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kimi_vl.model.modeling import KimiVLForConditionalGeneration
+
+
+@dataclass(frozen=True)
+class Attention:
+    """One layer's latent attention. A head has 128 + 64 query and key dimensions (nope, rope) and 128 of the value."""
+
+    gain: Tensor  # [width], input_layernorm
+    q: Tensor  # [heads * (nope + rope), width]
+    kv_a: Tensor  # [latent + rope, width]
+    kv_gain: Tensor  # [latent], kv_a_layernorm
+    kv_b: Tensor  # [heads * (nope + value), latent]
+    out: Tensor  # [width, heads * value]
+    heads: int
+    eps: float  # of input_layernorm
+    kv_eps: float  # of kv_a_layernorm
+
+    @property
+    def latent(self) -> int:
+        return self.kv_b.shape[1]
+
+    @property
+    def rope(self) -> int:
+        return self.kv_a.shape[0] - self.latent
+
+    @property
+    def nope(self) -> int:
+        return self.q.shape[0] // self.heads - self.rope
+
+    @property
+    def value(self) -> int:
+        return self.out.shape[1] // self.heads
+
+    @property
+    def scale(self) -> float:
+        return (self.nope + self.rope) ** -0.5
+
+
+@dataclass(frozen=True)
+class Mlp:
+    """One layer's mixture of experts. A dense layer is shared experts alone, and empty where the others would be."""
+
+    gain: Tensor  # [width], post_attention_layernorm
+    router: Tensor  # [experts, width]
+    bias: Tensor  # [experts] float32, added to the scores for the choice alone
+    gate_up: Tensor  # [experts, 2 * inner, width], each expert's gate rows before its up rows
+    down: Tensor  # [experts, width, inner]
+    shared_gate: Tensor  # [shared, width]
+    shared_up: Tensor  # [shared, width]
+    shared_down: Tensor  # [width, shared]
+    chosen: int  # experts of one token
+    factor: float  # the sum of their weights
+    eps: float
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The decoder."""
+
+    embeddings: Tensor  # [vocabulary, width]
+    layers: list[tuple[Attention, Mlp]]
+    gain: Tensor  # [width], the last norm
+    head: Tensor  # [vocabulary, width]
+    eps: float
+    rope_theta: float
+
+    @classmethod
+    def of(cls, model: KimiVLForConditionalGeneration) -> "Weights":
+        """Views into a loaded model.
+
+        Raises:
+            ValueError: the router is not of the one kind that Kimi-VL uses.
+        """
+        config = model.config.text_config
+        decoder: Any = model.model.language_model
+        if config.n_group != 1 or not config.norm_topk_prob or config.q_lora_rank is not None:
+            raise ValueError("the fast engine takes one group of experts, normalised weights and a full q_proj")
+        return cls(
+            embeddings=decoder.embed_tokens.weight,
+            layers=[(_attention(layer, config.num_attention_heads), _mlp(layer)) for layer in decoder.layers],
+            gain=decoder.norm.weight,
+            head=model.lm_head.weight,
+            eps=decoder.norm.variance_epsilon,
+            rope_theta=config.rope_parameters["rope_theta"],
+        )
+
+    @property
+    def row(self) -> int:
+        """Values of one token in one layer's cache."""
+        return self.layers[0][0].kv_a.shape[0]
+
+    def rotary(self, context: int) -> Tensor:
+        """[context, rope] float32: each position's cosines, then its sines."""
+        rope = self.layers[0][0].rope
+        exponents = torch.arange(0, rope, 2, dtype=torch.float32, device=self.head.device) / rope
+        positions = torch.arange(context, dtype=torch.float32, device=self.head.device)
+        angles = positions[:, None] * (1.0 / self.rope_theta**exponents)
+        return torch.cat([angles.cos(), angles.sin()], 1)
+
+
+def _attention(layer: Any, heads: int) -> Attention:
+    attention, norm = layer.self_attn, layer.input_layernorm
+    return Attention(
+        gain=norm.weight,
+        q=attention.q_proj.weight,
+        kv_a=attention.kv_a_proj_with_mqa.weight,
+        kv_gain=attention.kv_a_layernorm.weight,
+        kv_b=attention.kv_b_proj.weight,
+        out=attention.o_proj.weight,
+        heads=heads,
+        eps=norm.variance_epsilon,
+        kv_eps=attention.kv_a_layernorm.variance_epsilon,
+    )
+
+
+def _mlp(layer: Any) -> Mlp:
+    mlp, norm = layer.mlp, layer.post_attention_layernorm
+    gain, eps = norm.weight, norm.variance_epsilon
+    if not hasattr(mlp, "experts"):
+        return dense(gain, mlp.gate_proj.weight, mlp.up_proj.weight, mlp.down_proj.weight, eps)
+    shared = mlp.shared_experts
+    return Mlp(
+        gain=gain,
+        router=mlp.gate.weight,
+        bias=mlp.gate.e_score_correction_bias.float(),
+        gate_up=mlp.experts.gate_up_proj,
+        down=mlp.experts.down_proj,
+        shared_gate=shared.gate_proj.weight,
+        shared_up=shared.up_proj.weight,
+        shared_down=shared.down_proj.weight,
+        chosen=mlp.gate.top_k,
+        factor=mlp.gate.routed_scaling_factor,
+        eps=eps,
+    )
+
+
+def dense(gain: Tensor, gate: Tensor, up: Tensor, down: Tensor, eps: float) -> Mlp:
+    """A layer without a router: gate and up [shared, width], down [width, shared]."""
+    width = len(gain)
+    return Mlp(
+        gain=gain,
+        router=gain.new_empty(0, width),
+        bias=gain.new_empty(0, dtype=torch.float32),
+        gate_up=gain.new_empty(0, 2, width),
+        down=gain.new_empty(0, width, 1),
+        shared_gate=gate,
+        shared_up=up,
+        shared_down=down,
+        chosen=0,
+        factor=0.0,
+        eps=eps,
+    )

@@ -1,0 +1,58 @@
+"""What the tests of all kernels share."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from kimi_vl.engine.fast.kernels.operation import Operation
+from kimi_vl.engine.fast.weights import Attention
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+HALF = torch.bfloat16 if DEVICE.type == "cuda" else torch.float16  # the interpreter cannot dot bfloat16
+DTYPES = pytest.mark.parametrize("dtype", [torch.float32, HALF], ids=["float32", "half"])
+TOLERANCE = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 8e-3}
+
+
+def normal(*shape: int, dtype: torch.dtype = torch.float32, scale: float = 1.0) -> Tensor:
+    return (torch.randn(shape) * scale).to(DEVICE, dtype)
+
+
+def gains(size: int, dtype: torch.dtype) -> Tensor:
+    return (1 + torch.randn(size) / 4).to(DEVICE, dtype)
+
+
+def poison(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.full(shape, float("nan"), dtype=dtype, device=DEVICE)
+
+
+def check(operation: Operation[Any], written: list[Tensor], *arguments: Any, tolerance: float) -> None:
+    """Runs the reference and the kernel from the same state, poisoned outputs included, and compares them."""
+    before = [tensor.clone() for tensor in written]
+    operation.reference(*arguments)
+    expected = [tensor.clone() for tensor in written]
+    for tensor, saved in zip(written, before, strict=True):
+        tensor.copy_(saved)
+    operation.launch(*arguments)
+    for tensor, wanted in zip(written, expected, strict=True):
+        if not wanted.is_floating_point():
+            assert tensor.tolist() == wanted.tolist()
+        else:
+            error = (tensor.float() - wanted.float()).norm() / wanted.float().norm()
+            assert error < tolerance, f"relative error {error:.1e}"
+
+
+def attention_weights(heads: int, dtype: torch.dtype, width: int = 40) -> Attention:
+    nope, rope, value, latent = 32, 16, 64, 128
+    return Attention(
+        gain=gains(width, dtype),
+        q=normal(heads * (nope + rope), width, dtype=dtype),
+        kv_a=normal(latent + rope, width, dtype=dtype),
+        kv_gain=gains(latent, dtype),
+        kv_b=normal(heads * (nope + value), latent, dtype=dtype, scale=0.2),
+        out=normal(width, heads * value, dtype=dtype),
+        heads=heads,
+        eps=1e-5,
+        kv_eps=1e-6,
+    )

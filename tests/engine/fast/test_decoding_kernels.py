@@ -1,0 +1,145 @@
+"""Each kernel of a decoding step against its reference, over sizes that fill no tile."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from kimi_vl.engine.base import SamplingParams
+from kimi_vl.engine.fast.kernels.experts import contract, expand
+from kimi_vl.engine.fast.kernels.latent_attention import TOKENS, attend, merge
+from kimi_vl.engine.fast.kernels.latent_query import absorb
+from kimi_vl.engine.fast.kernels.linear import linear_add, norm_linear
+from kimi_vl.engine.fast.kernels.operation import Operation
+from kimi_vl.engine.fast.kernels.routing import Scratch, route
+from kimi_vl.engine.fast.kernels.sampling import BLOCK, Draw, finish, pick
+from kimi_vl.engine.fast.weights import Mlp, dense
+from tests.engine.fast.kernels import DEVICE, DTYPES, TOLERANCE, attention_weights, check, gains, normal, poison
+
+
+@DTYPES
+@pytest.mark.parametrize(("columns", "first", "second"), [(64, 64, 0), (200, 150, 37), (72, 5, 300), (2048, 13, 6)])
+def test_norm_linear(columns: int, first: int, second: int, dtype: torch.dtype) -> None:
+    out = poison(first + second)
+    other = normal(second, columns, dtype=dtype) if second else None
+    weight = normal(first, columns, dtype=dtype)
+    arguments = (normal(columns, scale=3), gains(columns, dtype), weight, other, out, 1e-5, "projections")
+    check(norm_linear, [out], *arguments, tolerance=TOLERANCE[dtype])
+
+
+@DTYPES
+@pytest.mark.parametrize(("rows", "columns"), [(64, 64), (150, 200), (7, 2048)])
+def test_linear_add(rows: int, columns: int, dtype: torch.dtype) -> None:
+    x = normal(rows)
+    arguments = (x, normal(rows, columns, dtype=dtype), normal(columns, dtype=dtype))
+    check(linear_add, [x], *arguments, tolerance=TOLERANCE[dtype])
+
+
+@DTYPES
+@pytest.mark.parametrize("heads", [1, 3, 16])
+def test_absorb(heads: int, dtype: torch.dtype) -> None:
+    weights = attention_weights(heads, dtype)
+    projected = normal(len(weights.q) + len(weights.kv_a))
+    cache = normal(9, weights.latent + weights.rope, dtype=dtype)
+    query = poison(heads, weights.latent + weights.rope, dtype=dtype)
+    position = torch.tensor([5], dtype=torch.int32, device=DEVICE)
+    arguments = (projected, weights, normal(9, weights.rope), position, cache, query)
+    check(absorb, [cache, query], *arguments, tolerance=TOLERANCE[dtype])
+
+
+@DTYPES
+@pytest.mark.parametrize("heads", [1, 3, 16])
+@pytest.mark.parametrize("length", [1, TOKENS, TOKENS + 1, 9 * TOKENS + 5])
+def test_attend_and_merge(length: int, heads: int, dtype: torch.dtype) -> None:
+    weights = attention_weights(heads, dtype)
+    cache = normal(10 * TOKENS, weights.latent + weights.rope, dtype=dtype)
+    cache[length:] = float("nan")  # what no token has written may hold anything
+    query = normal(heads, weights.latent + weights.rope, dtype=dtype)
+    position = torch.tensor([length - 1], dtype=torch.int32, device=DEVICE)
+    sums, maxima, totals = poison(4, heads, weights.latent), poison(4, heads), poison(4, heads)
+    out = poison(heads * weights.value, dtype=dtype)
+
+    def both(merge_of: Any, attend_of: Any) -> None:
+        attend_of(query, cache, position, sums, maxima, totals, weights.scale)
+        merge_of(sums, maxima, totals, weights, position, out)
+
+    operation = Operation(
+        lambda *_: both(merge.launch, attend.launch), lambda *_: both(merge.reference, attend.reference)
+    )
+    check(operation, [out], tolerance=TOLERANCE[dtype])
+
+
+def test_the_splits_joined_are_plain_attention() -> None:
+    weights = attention_weights(3, torch.float32)
+    length, position = 5 * TOKENS + 3, torch.tensor([5 * TOKENS + 2], dtype=torch.int32, device=DEVICE)
+    cache, query = normal(length, weights.latent + weights.rope), normal(3, weights.latent + weights.rope)
+    sums, maxima, totals = poison(4, 3, weights.latent), poison(4, 3), poison(4, 3)
+    out = poison(3 * weights.value)
+    attend.reference(query, cache, position, sums, maxima, totals, weights.scale)
+    merge.reference(sums, maxima, totals, weights, position, out)
+    mixed = torch.softmax(query @ cache.T * weights.scale, 1) @ cache[:, : weights.latent]
+    values = weights.kv_b.view(3, -1, weights.latent)[:, weights.nope :]
+    torch.testing.assert_close(out, torch.einsum("hl,hvl->hv", mixed, values).flatten(), rtol=1e-4, atol=1e-4)
+
+
+def mlp_weights(width: int, inner: int, experts: int, chosen: int, shared: int, dtype: torch.dtype) -> Mlp:
+    parts = [normal(shared, width, dtype=dtype, scale=0.2) for _ in range(2)]
+    layer = dense(gains(width, dtype), *parts, normal(width, shared, dtype=dtype), 1e-5)
+    return replace(
+        layer,
+        router=normal(experts, width, dtype=dtype, scale=0.2),
+        bias=normal(experts, scale=0.1),
+        gate_up=normal(experts, 2 * inner, width, dtype=dtype, scale=0.2),
+        down=normal(experts, width, inner, dtype=dtype),
+        chosen=chosen,
+        factor=2.446,
+    )
+
+
+@DTYPES
+@pytest.mark.parametrize(
+    ("width", "inner", "experts", "chosen", "shared"),
+    [(64, 32, 8, 2, 32), (72, 44, 7, 3, 100), (200, 50, 64, 6, 70), (40, 20, 0, 0, 90)],
+)
+def test_mixture_of_experts(width: int, inner: int, experts: int, chosen: int, shared: int, dtype: torch.dtype) -> None:
+    mlp = mlp_weights(width, inner, experts, chosen, shared, dtype)
+    work = Scratch.of(mlp, torch.full((chosen,), -1, dtype=torch.int32, device=DEVICE))
+    x, tolerance = normal(width), TOLERANCE[dtype]
+    outputs = [work.experts, work.weights, work.hidden] if chosen else []
+    check(route, [*outputs, work.shared, work.arrived], x, mlp, work, tolerance=tolerance)
+    check(expand, [x, work.activations] if chosen else [x], x, mlp, work, tolerance=tolerance)
+    if chosen:
+        check(contract, [x], x, mlp, work, tolerance=tolerance)
+
+
+def test_experts_of_equal_score_are_taken_by_id() -> None:
+    mlp = mlp_weights(16, 8, 8, 3, 8, torch.float32)
+    mlp.router.zero_()
+    mlp.bias.zero_()
+    work = Scratch.of(mlp, torch.zeros(3, dtype=torch.int32, device=DEVICE))
+    route.launch(normal(16), mlp, work)
+    assert work.experts.tolist() == [0, 1, 2]
+    torch.testing.assert_close(work.weights, torch.full((3,), 2.446 / 3, device=DEVICE))
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.6, 2.0])
+@pytest.mark.parametrize("vocabulary", [3, BLOCK, 2 * BLOCK + 57])
+def test_picking_a_token(vocabulary: int, temperature: float) -> None:
+    logits, draw = normal(vocabulary, scale=4), Draw.empty(DEVICE)
+    draw.set(SamplingParams(1, frozenset(), temperature=temperature, seed=2**33 + 7), vocabulary)
+    blocks = -(-vocabulary // BLOCK)
+    best, ids = poison(blocks), torch.full((blocks,), -1, dtype=torch.int32, device=DEVICE)
+    position = torch.tensor([100_000], dtype=torch.int32, device=DEVICE)
+    check(pick, [best, ids], logits, draw, position, best, ids, tolerance=1e-5)
+
+
+def test_finishing_a_step() -> None:
+    best = normal(70)
+    ids = torch.randperm(70, device=DEVICE).int()
+    embeddings = normal(70, 40, dtype=torch.bfloat16)
+    x, tokens = poison(40), torch.zeros(8, dtype=torch.int32, device=DEVICE)
+    position = torch.tensor([13], dtype=torch.int32, device=DEVICE)
+    check(finish, [x, tokens, position], x, best, ids, embeddings, position, tokens, tolerance=1e-6)
+    assert tokens.tolist() == [0, 0, 0, 0, 0, ids[best.argmax()], 0, 0]
+    assert position.item() == 14

@@ -1,0 +1,205 @@
+"""The fast engine with the tiny model on the CPU, where the kernels' references run: the reference engine's tokens."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image, ImageDraw
+from transformers import TopKLogitsWarper, TopPLogitsWarper
+
+from kimi_vl.engine.base import ModelInputs, SamplingParams
+from kimi_vl.engine.fast.engine import FastEngine
+from kimi_vl.engine.reference import ReferenceEngine
+from kimi_vl.model.checkpoint import load_model
+from kimi_vl.model.modeling import KimiVLForConditionalGeneration
+from kimi_vl.model.variants import WEIGHTS
+from kimi_vl.prompt.chat import ChatPrompt, answer_prefix, question, render
+from kimi_vl.prompt.processor import KimiVLProcessor
+
+processor = KimiVLProcessor.from_pretrained(WEIGHTS / "tiny")
+NO_STOP = SamplingParams(max_new_tokens=20, stop_ids=frozenset((processor.tokenizer.vocab_size,)), temperature=0.0)
+
+
+@pytest.fixture(scope="module")
+def model() -> KimiVLForConditionalGeneration:
+    return load_model(WEIGHTS / "tiny", torch.device("cpu"), torch.float32)
+
+
+@pytest.fixture
+def engine(model: KimiVLForConditionalGeneration) -> Iterator[FastEngine]:
+    engine = FastEngine(model, answer_prefix(processor.tokenizer))
+    yield engine
+    engine.close()
+
+
+@pytest.fixture(scope="module")
+def reference(model: KimiVLForConditionalGeneration) -> Iterator[ReferenceEngine]:
+    engine = ReferenceEngine(model)
+    yield engine
+    engine.close()
+
+
+def tokens(engine: FastEngine | ReferenceEngine, inputs: ModelInputs, params: SamplingParams = NO_STOP) -> list[int]:
+    return list(engine.generate(inputs, params))
+
+
+def ask(text: str, *pictures: Image.Image) -> ModelInputs:
+    return model_inputs(list(pictures), render([question(text, len(pictures))]))
+
+
+def model_inputs(pictures: list[Image.Image], prompt: ChatPrompt) -> ModelInputs:
+    features = processor(pictures, prompt)
+    return ModelInputs(features["input_ids"], features.get("pixel_values"), features.get("image_grid_hws"))
+
+
+def number(value: int, width: int = 140, height: int = 100) -> Image.Image:
+    picture = Image.new("RGB", (width, height), "white")
+    ImageDraw.Draw(picture).text((20, 25), str(value), fill="black", font_size=40)
+    return picture
+
+
+REQUESTS = {
+    "text": ask("What is 12 + 7?"),
+    "picture": ask("What number is in the picture?", number(42)),
+    "pictures": ask("Which picture shows the largest number?", number(42), number(8105, 200, 90), number(7, 90, 200)),
+}
+
+
+@pytest.mark.parametrize("name", REQUESTS)
+def test_greedy_tokens_are_the_reference_engines(name: str, engine: FastEngine, reference: ReferenceEngine) -> None:
+    params = replace(NO_STOP, max_new_tokens=60)
+    assert tokens(engine, REQUESTS[name], params) == tokens(reference, REQUESTS[name], params)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("chunk", [8192, 50, 7])
+def test_logits_after_a_prompt_in_chunks(
+    chunk: int, engine: FastEngine, model: KimiVLForConditionalGeneration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kimi_vl.engine.fast.engine.CHUNK", chunk)
+    inputs = REQUESTS["pictures"]
+    full = model(inputs.input_ids, pixel_values=inputs.pixel_values, image_grid_hws=inputs.image_grid_hws).logits[0, -1]
+    engine._read(inputs)
+    torch.testing.assert_close(engine.decoder.logits, full.float(), rtol=1e-3, atol=1e-3)
+
+
+@torch.inference_mode()
+def test_each_step_is_what_the_whole_prompt_gives(engine: FastEngine, model: KimiVLForConditionalGeneration) -> None:
+    ids = REQUESTS["text"].input_ids
+    engine._read(ModelInputs(ids[:, :-8]))
+    for place in range(ids.shape[1] - 8, ids.shape[1]):
+        engine.decoder.embed(int(ids[0, place]))
+        engine.decoder.position.fill_(place)
+        engine.decoder.forward()
+        expected = model(ids[:, : place + 1]).logits[0, -1]
+        torch.testing.assert_close(engine.decoder.logits, expected.float(), rtol=1e-3, atol=1e-3)
+
+
+def test_the_same_seed_gives_the_same_tokens_whatever_ran_before(engine: FastEngine) -> None:
+    params = replace(NO_STOP, temperature=30.0, seed=2**40 + 3)
+    first = tokens(engine, REQUESTS["picture"], params)
+    tokens(engine, REQUESTS["text"], replace(params, seed=5))
+    assert tokens(engine, REQUESTS["picture"], params) == first
+    assert tokens(engine, REQUESTS["picture"], replace(params, seed=4)) != first
+
+
+@pytest.mark.parametrize("change", [{"top_k": 1}, {"top_p": 0.0}, {"top_p": 1e-6}])
+def test_one_candidate_is_greedy(engine: FastEngine, change: dict[str, Any]) -> None:
+    drawn = tokens(engine, REQUESTS["text"], replace(NO_STOP, temperature=2.0, seed=1, **change))
+    assert drawn == tokens(engine, REQUESTS["text"])
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("change", [{}, {"top_k": 3}, {"top_p": 0.7}, {"top_k": 4, "top_p": 0.9}])
+def test_draws_follow_the_distribution(engine: FastEngine, change: dict[str, Any]) -> None:
+    """2,000 draws from five tokens; a share's standard error is at most 1.2 %."""
+    logits = torch.full_like(engine.decoder.logits, -30.0)
+    logits[[3, 5, 100, 200, 750]] = torch.tensor([2.0, 1.5, 1.0, 0.0, -1.0])
+    params = replace(NO_STOP, temperature=0.8, **change)
+    warped = logits[None] / params.temperature
+    if params.top_k:
+        warped = TopKLogitsWarper(params.top_k)(None, warped)
+    if params.top_p < 1:
+        warped = TopPLogitsWarper(params.top_p)(None, warped)
+    expected = warped.softmax(-1)[0]
+    drawn = torch.zeros_like(expected)
+    for seed in range(2000):
+        engine.decoder.logits.copy_(logits)
+        engine.decoder.begin(10, replace(params, seed=seed))
+        drawn[engine.decoder.token(0)] += 1 / 2000
+    assert drawn[expected == 0].sum() == 0
+    assert (drawn - expected).abs().max() < 0.05
+
+
+def conversation(pictures: list[Image.Image], *turns: str) -> ModelInputs:
+    messages: list[dict[str, Any]] = [dict(question(turns[0], len(pictures)))]
+    for place, turn in enumerate(turns[1:]):
+        messages.append({"role": "user" if place % 2 else "assistant", "content": turn})
+    return model_inputs(pictures, render(messages))
+
+
+FIRST = conversation([number(42)], "What number is in the picture?")
+SECOND = conversation([number(42)], "What number is in the picture?", "42", "What is 12 + 7?")
+
+
+def test_a_conversation_goes_on_where_it_was(
+    engine: FastEngine, model: KimiVLForConditionalGeneration, reference: ReferenceEngine
+) -> None:
+    tokens(engine, FIRST)
+    assert engine.cached_tokens == 0
+    continued = tokens(engine, SECOND)
+    assert engine.cached_tokens == FIRST.input_ids.shape[1]
+    assert continued == tokens(reference, SECOND)
+    tokens(engine, SECOND)  # nothing new to compute but the last chunk
+    assert engine.cached_tokens == FIRST.input_ids.shape[1]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        conversation([number(43)], "What number is in the picture?", "42", "What is 12 + 7?"),
+        conversation([number(42)], "What number is this picture?", "42", "What is 12 + 7?"),
+    ],
+    ids=["other picture", "other words"],
+)
+def test_what_differs_is_not_reused(engine: FastEngine, reference: ReferenceEngine, other: ModelInputs) -> None:
+    tokens(engine, FIRST)
+    assert tokens(engine, other) == tokens(reference, other)
+    assert engine.cached_tokens == 0
+
+
+def test_a_failure_leaves_the_engine_ready(
+    engine: FastEngine, reference: ReferenceEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.decoder, "step", lambda: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            tokens(engine, FIRST)
+        patch.setattr("kimi_vl.engine.fast.engine.prefill", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            tokens(engine, SECOND)
+    assert tokens(engine, SECOND) == tokens(reference, SECOND)
+
+
+def test_a_stop_takes_effect_and_the_next_request_is_right(engine: FastEngine, reference: ReferenceEngine) -> None:
+    generation = engine.generate(REQUESTS["text"], replace(NO_STOP, max_new_tokens=5000))
+    next(iter(generation))
+    generation.stop()
+    assert tokens(engine, REQUESTS["picture"]) == tokens(reference, REQUESTS["picture"])
+
+
+def test_features_of_recent_pictures_are_kept_within_the_bound(
+    engine: FastEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded: list[int] = []
+    encode = engine.pictures.encode
+    monkeypatch.setattr(engine.pictures, "encode", lambda p, grids: (encoded.append(len(grids)), encode(p, grids))[1])
+    tokens(engine, REQUESTS["pictures"])
+    tokens(engine, REQUESTS["picture"])
+    assert encoded == [3], "one picture was among the three"
+    monkeypatch.setattr("kimi_vl.engine.fast.pictures.KEPT_BYTES", 0)
+    tokens(engine, ask("What number is in the picture?", number(1)))
+    tokens(engine, ask("What number is in the picture?", number(1)))
+    assert encoded == [3, 1, 1]

@@ -1,0 +1,53 @@
+"""Kimi-VL-A3B at full size with random weights: the real shapes and bytes, without the real answers."""
+
+import torch
+
+from kimi_vl.model.configuration import KimiVLConfig
+from kimi_vl.model.modeling import KimiVLForConditionalGeneration
+
+TEXT = {
+    "vocab_size": 163840,
+    "hidden_size": 2048,
+    "intermediate_size": 11264,
+    "moe_intermediate_size": 1408,
+    "num_hidden_layers": 27,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 16,
+    "n_shared_experts": 2,
+    "n_routed_experts": 64,
+    "num_experts_per_tok": 6,
+    "first_k_dense_replace": 1,
+    "routed_scaling_factor": 2.446,
+    "n_group": 1,
+    "topk_group": 1,
+    "kv_lora_rank": 512,
+    "qk_nope_head_dim": 128,
+    "qk_rope_head_dim": 64,
+    "v_head_dim": 128,
+    "rms_norm_eps": 1e-5,
+    "max_position_embeddings": 131072,
+}
+VISION = {"hidden_size": 1152, "num_attention_heads": 16, "num_hidden_layers": 27, "intermediate_size": 4304}
+
+
+@torch.no_grad()
+def random_model(device: torch.device, dtype: torch.dtype, media_id: int) -> KimiVLForConditionalGeneration:
+    """A model of the real sizes on a device, whose pictures stand where the prompt has the media id.
+
+    Every matrix has its own random numbers, scaled by its width, so that activations keep their size through the
+    layers and the router spreads tokens over all experts, as in a trained model.
+    """
+    config = KimiVLConfig(text_config=TEXT, vision_config=VISION, media_placeholder_token_id=media_id)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with device:
+            model = KimiVLForConditionalGeneration(config)
+    finally:
+        torch.set_default_dtype(before)
+    generator = torch.Generator(device).manual_seed(0)
+    for name, parameter in model.named_parameters():
+        if parameter.dim() > 1:
+            scale = 1.0 if "embed_tokens" in name else parameter.shape[-1] ** -0.5
+            parameter.normal_(0, scale, generator=generator)
+    return model.eval()

@@ -91,9 +91,8 @@ class Predictor(BasePredictor):
                     prompt=prompt,
                     images=fetched_files(images),
                     system_prompt=system_prompt,
-                    temperature=float(
-                        temperature
-                    ),  # JSON's 1 comes as an int, its 1.0 as a float, whatever is declared
+                    # Numbers come as JSON has them: 1 as an int, 1.0 as a float, whatever is declared.
+                    temperature=float(temperature),
                     top_p=float(top_p),
                     max_new_tokens=int(max_new_tokens),
                     seed=None if seed == -1 else int(seed),

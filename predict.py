@@ -9,7 +9,7 @@ from threading import Thread
 from cog import BaseModel, BasePredictor, Input, Path, streaming
 
 from kimi_vl.errors import InvalidRequest
-from kimi_vl.output.pacing import every, in_chunks, joined
+from kimi_vl.output.pacing import Reporter, in_chunks, joined
 from kimi_vl.request import Request, fetched_files
 from kimi_vl.service import Answer, Service
 from kimi_vl.settings import Settings
@@ -37,6 +37,7 @@ class Predictor(BasePredictor):
     def setup(self) -> None:
         """Loads the model that KIMI_VL_MODEL names."""
         settings = Settings.from_environment()
+        self.reporter = Reporter(seconds=1)
         self.service = Service.load(replace(settings, model=settings.model or "thinking"), progress=print)
 
     @streaming
@@ -86,7 +87,7 @@ class Predictor(BasePredictor):
             print(answer.progress() if answer else "Reading the request")
 
         try:
-            with every(1, report):
+            with self.reporter.during(report):
                 request = Request(
                     prompt=prompt,
                     images=fetched_files(images),

@@ -106,6 +106,7 @@ class Engine(ABC):
     def __init__(self, context_length: int) -> None:
         self.context_length = context_length
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
+        self._thread.submit(int).result()  # starts it now: see Reporter in output/pacing.py
 
     def generate(self, inputs: ModelInputs, params: SamplingParams) -> Generation:
         """What will be generated for a prompt. max_new_tokens is cut to what the context length leaves.

@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from contextvars import copy_context
+from contextvars import Context, copy_context
+from queue import SimpleQueue
 from threading import Event, Thread
 from time import monotonic
 
@@ -29,20 +30,30 @@ def in_chunks(deltas: Iterable[Delta], seconds: float) -> Iterator[Delta]:
         yield joined(waiting)
 
 
-@contextmanager
-def every(seconds: float, report: Callable[[], None]) -> Iterator[None]:
-    """Calls report again and again for as long as the block takes, on a thread of its own.
+class Reporter:
+    """Calls reports again and again, on a thread of its own, for as long as a block takes.
 
-    The thread runs in the caller's context, which is how Cog knows whose lines it prints.
+    Make it before the first prediction: until a new thread runs, CPython counts it under its parent's id, so that a
+    cancellation of a prediction that is just starting a thread can end up in there and be lost.
     """
-    over = Event()
 
-    def run() -> None:
-        while not over.wait(seconds):
-            report()
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._blocks: SimpleQueue[tuple[Context, Callable[[], None], Event]] = SimpleQueue()
+        Thread(target=self._run, daemon=True, name="reporter").start()
 
-    try:
-        Thread(target=copy_context().run, args=(run,), daemon=True, name="report").start()
-        yield
-    finally:
-        over.set()
+    @contextmanager
+    def during(self, report: Callable[[], None]) -> Iterator[None]:
+        """Reports in the caller's context, which is how Cog knows whose lines are printed."""
+        over = Event()
+        try:
+            self._blocks.put((copy_context(), report, over))
+            yield
+        finally:
+            over.set()
+
+    def _run(self) -> None:
+        while True:
+            context, report, over = self._blocks.get()
+            while not over.wait(self._seconds):
+                context.run(report)

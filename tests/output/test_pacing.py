@@ -1,7 +1,8 @@
 import time
 from collections.abc import Iterator
+from contextvars import ContextVar
 
-from kimi_vl.output.pacing import every, in_chunks, joined
+from kimi_vl.output.pacing import Reporter, in_chunks, joined
 from kimi_vl.output.thinking import Delta
 
 DELTAS = [Delta("a"), Delta("b"), Delta("c", "d"), Delta("", "e")]
@@ -27,10 +28,23 @@ def test_slow_deltas_are_not_held_back() -> None:
 
 
 def test_reports_come_until_the_block_ends() -> None:
-    reports: list[float] = []
-    with every(0.01, lambda: reports.append(time.monotonic())):
-        while len(reports) < 3:
-            time.sleep(0.001)
-    ended = time.monotonic()
-    time.sleep(0.05)
-    assert all(report <= ended + 0.01 for report in reports)
+    reporter = Reporter(seconds=0.01)
+    for _ in range(2):
+        reports: list[float] = []
+        with reporter.during(lambda reports=reports: reports.append(time.monotonic())):  # type: ignore[misc]
+            while len(reports) < 3:
+                time.sleep(0.001)
+        ended = time.monotonic()
+        time.sleep(0.05)
+        assert all(report <= ended + 0.01 for report in reports)
+
+
+def test_reports_run_in_the_callers_context() -> None:
+    whose: ContextVar[str] = ContextVar("whose", default="nobody's")
+    reporter, seen = Reporter(seconds=0.001), set()
+    for name in ("first", "second"):
+        whose.set(name)
+        with reporter.during(lambda: seen.add(whose.get())):
+            while name not in seen:
+                time.sleep(0.001)
+    assert seen == {"first", "second"}

@@ -33,7 +33,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--out", type=Path, required=True, help="folder for the checkpoint, its evaluation and what resuming needs")
-    add("--seconds", type=float, default=500, help="how long this piece trains (default: %(default)s)")
+    add("--seconds", type=float, help="how long this piece trains (default: 500, or 10 with --smoke)")
     add("--total-seconds", type=float, default=1150, help="how long all pieces train (default: %(default)s)")
     add("--resume", type=Path, metavar="FOLDER", help="go on from the piece that ended there")
     add("--evaluate", action="store_true", help="train nothing, examine the checkpoint in --out")
@@ -41,7 +41,10 @@ def arguments() -> argparse.Namespace:
     cores = os.cpu_count() or 1
     add("--workers", type=int, default=max(1, cores - 2), help="processes that draw (default: %(default)s)")
     add("--seed", type=int, default=1, help="of the weights and the examples (default: %(default)s)")
-    return parser.parse_args()
+    given = parser.parse_args()
+    if given.seconds is None:
+        given.seconds = 10 if given.smoke else 500
+    return given
 
 
 def main() -> None:

@@ -31,7 +31,7 @@ def examples() -> dict[str, list[Example]]:
 
 
 def test_smoke_makes_a_checkpoint_that_serves(tmp_path: Path) -> None:
-    command = [sys.executable, "scripts/make_tiny_checkpoint.py", "--out", tmp_path, "--smoke", "--seconds", "5"]
+    command = [sys.executable, "scripts/make_tiny_checkpoint.py", "--out", tmp_path, "--smoke"]
     run = subprocess.run(command, cwd=ROOT, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=180)
     assert run.returncode == 0, run.stderr
     assert "| sum in picture | 2 |" in (tmp_path / "evaluation.md").read_text()

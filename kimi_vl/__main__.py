@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from kimi_vl.errors import InvalidRequest, Misconfigured
 from kimi_vl.model.variants import best_model
+from kimi_vl.output.pacing import joined
 from kimi_vl.prompt.chat import DEFAULT_SYSTEM_PROMPT
 from kimi_vl.request import Request
 from kimi_vl.settings import Settings
@@ -135,11 +136,10 @@ def _print_text(answer: "Answer", model: str) -> None:
 
 
 def _print_json(answer: "Answer", model: str) -> None:
-    deltas = list(answer)
+    texts = asdict(joined(answer))
     usage = asdict(answer.usage)
     result = {
-        "thinking": "".join(delta.thinking for delta in deltas),
-        "answer": "".join(delta.answer for delta in deltas),
+        **texts,
         "finish_reason": usage.pop("finish_reason"),
         "seed": usage.pop("seed"),
         "model": model,

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from bench.full_size import VISION
 from PIL import Image, ImageDraw
 
 from kimi_vl.model.configuration import KimiVLConfig
@@ -22,7 +23,7 @@ def full_size_pictures_only() -> Iterator[KimiVLForConditionalGeneration]:
     decoder = {"num_hidden_layers": 1, "intermediate_size": 256, "vocab_size": 512, "n_routed_experts": 8}
     config = KimiVLConfig(
         text_config={**decoder, "hidden_size": 2048, "num_attention_heads": 16, "n_group": 1, "topk_group": 1},
-        vision_config={"hidden_size": 1152, "num_attention_heads": 16, "num_hidden_layers": 27},
+        vision_config=VISION,
         media_placeholder_token_id=505,
     )
     torch.manual_seed(0)

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from kimi_vl.engine.fast.kernels.prompt import gate, mix, rotate
 from kimi_vl.engine.fast.kernels.prompt_attention import attend_prompt
+from kimi_vl.engine.fast.kernels.routing import choose_experts
 from kimi_vl.engine.fast.weights import Attention, Mlp, Weights
 
 CHUNK = 8192  # tokens: enough to fill a GPU, 0.8 GB of activations at full size
@@ -59,11 +60,3 @@ def _transform(x: Tensor, mlp: Mlp) -> None:
     outputs = F.grouped_mm(inner, mlp.down.mT, offs=ends)
     places = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=x.device))
     mix(x, shared, outputs, places.view(-1, mlp.chosen), weights)
-
-
-def choose_experts(hidden: Tensor, mlp: Mlp) -> tuple[Tensor, Tensor]:
-    """Each token's experts [tokens, chosen] int64, and their weights [tokens, chosen] float32; see routing.py."""
-    scores = F.linear(hidden.float(), mlp.router.float()).sigmoid()
-    experts = (scores + mlp.bias).topk(mlp.chosen, sorted=False).indices
-    picked = scores.gather(1, experts)
-    return experts, picked / (picked.sum(1, keepdim=True) + 1e-20) * mlp.factor

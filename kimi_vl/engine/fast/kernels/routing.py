@@ -4,6 +4,7 @@
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -164,9 +165,6 @@ def _launch_route(x: Tensor, mlp: Mlp, work: Scratch) -> None:
 def route_reference(x: Tensor, mlp: Mlp, work: Scratch) -> None:
     """Chooses the experts of a token, and runs the shared experts' gate and up projections.
 
-    The chosen are the largest of score + bias, and their weights are their scores scaled to sum to the factor
-    (DeepSeek-V3, arXiv 2412.19437, equations 12 to 16).
-
     Args:
         x: [width] float32, the residual stream.
         mlp: the layer's weights.
@@ -178,10 +176,21 @@ def route_reference(x: Tensor, mlp: Mlp, work: Scratch) -> None:
     work.shared.copy_(gate * gate.sigmoid() * (mlp.shared_up.float() @ vector))
     if mlp.chosen:
         work.hidden.copy_(normalised)
-        work.scores.copy_((mlp.router.float() @ vector).sigmoid())
-        work.experts.copy_((work.scores + mlp.bias).topk(mlp.chosen).indices)
-        picked = work.scores[work.experts.long()]
-        work.weights.copy_(picked / (picked.sum() + 1e-20) * mlp.factor)
+        experts, weights = choose_experts(normalised[None], mlp)
+        work.experts.copy_(experts[0])
+        work.weights.copy_(weights[0])
+
+
+def choose_experts(hidden: Tensor, mlp: Mlp) -> tuple[Tensor, Tensor]:
+    """Each token's experts [tokens, chosen] int64, and their weights [tokens, chosen] float32.
+
+    The chosen are the largest of score + bias, and their weights are their scores scaled to sum to the factor
+    (DeepSeek-V3, arXiv 2412.19437, equations 12 to 16).
+    """
+    scores = F.linear(hidden.float(), mlp.router.float()).sigmoid()
+    experts = (scores + mlp.bias).topk(mlp.chosen).indices
+    picked = scores.gather(1, experts)
+    return experts, picked / (picked.sum(1, keepdim=True) + 1e-20) * mlp.factor
 
 
 route = Operation(_launch_route, route_reference)

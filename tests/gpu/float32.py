@@ -10,6 +10,8 @@ from torch import Tensor
 
 from kimi_vl.engine.fast.weights import Attention, Mlp, Weights
 
+QUERIES = 2048  # whose scores are in memory at the same time: 4 GB for 32,768 keys
+
 
 @torch.inference_mode()
 def last_logits(weights: Weights, ids: Tensor, experts: list[Tensor]) -> Tensor:
@@ -47,9 +49,19 @@ def _attend(hidden: Tensor, attention: Attention, angles: Tensor) -> Tensor:
     k, v = kv.unflatten(-1, (attention.heads, -1)).split([attention.nope, attention.value], -1)
     k_rope = _rotate(k_rope[:, None], angles).expand(-1, attention.heads, -1)
     q = torch.cat([q[..., : attention.nope], _rotate(q[..., attention.nope :], angles)], -1)
-    parts = (t.transpose(0, 1)[None] for t in (q, torch.cat([k, k_rope], -1), v))
-    mixed = F.scaled_dot_product_attention(*parts, is_causal=True)  # type: ignore[misc]
-    return mixed[0].transpose(0, 1).flatten(1) @ attention.out.float().T
+    mixed = _causal(q, torch.cat([k, k_rope], -1), v, attention.scale)
+    return mixed.flatten(1) @ attention.out.float().T
+
+
+def _causal(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    """Attention of each token to those up to itself, [tokens, heads, size]; some queries at a time, for the memory."""
+    parts = []
+    for start in range(0, len(q), QUERIES):
+        end = min(start + QUERIES, len(q))
+        scores = torch.einsum("qhd,khd->hqk", q[start:end], k[:end]) * scale
+        later = torch.ones(end - start, end, dtype=torch.bool, device=q.device).triu(start + 1)
+        parts.append(torch.einsum("hqk,khd->qhd", scores.masked_fill_(later, float("-inf")).softmax(-1), v[:end]))
+    return torch.cat(parts)
 
 
 def _transform(hidden: Tensor, mlp: Mlp, experts: Tensor | None) -> Tensor:

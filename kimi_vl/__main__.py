@@ -101,8 +101,8 @@ def _answer(arguments: argparse.Namespace) -> None:
     settings = replace(settings, model=arguments.model or settings.model or best_model())
     request = Request(**{name: getattr(arguments, name) for name in REQUEST})
     request.check(settings)
-    for _ in request.pictures(settings):  # what is wrong with them is said before the wait for the weights
-        pass
+    for read in request.pictures(settings):  # what is wrong with them is said before the wait for the weights
+        read()
     _say(f"Starting {settings.model}")
     from kimi_vl.registration import register
     from kimi_vl.service import Service

@@ -1,8 +1,9 @@
 """What can be asked, and every limit on it."""
 
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from PIL import Image
@@ -53,15 +54,10 @@ class Request:
         if self.seed is not None:
             _check_range("seed", self.seed, 0, MAX_SEED)
 
-    def pictures(self, settings: Settings) -> Iterator[Image.Image]:
-        """The pictures, decoded one at a time.
-
-        Raises:
-            InvalidRequest: one of them cannot be used.
-        """
+    def pictures(self, settings: Settings) -> list[Callable[[], Image.Image]]:
+        """What reads and decodes each picture, and raises InvalidRequest when it cannot be used."""
         limits = ImageLimits(settings.max_image_bytes, settings.max_image_pixels)
-        for position, path in enumerate(self.images):
-            yield read_image(path, position, limits)
+        return [partial(read_image, path, position, limits) for position, path in enumerate(self.images)]
 
 
 def fetched_files(images: Iterable[object]) -> list[Path]:

@@ -1,31 +1,39 @@
 """Request → answer: the only place that wires the rooms together."""
 
+import os
 import secrets
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from threading import Barrier
 from time import monotonic
 
 import torch
 
-from kimi_vl.engine.base import Engine, Generation, ModelInputs, SamplingParams
+from kimi_vl.engine.base import Engine, Generation, SamplingParams
 from kimi_vl.engine.reference import ReferenceEngine
 from kimi_vl.model.checkpoint import load_model
+from kimi_vl.model.modeling import KimiVLForConditionalGeneration
 from kimi_vl.model.variants import Variant, find_model
 from kimi_vl.output.detokenizer import Detokenizer
 from kimi_vl.output.thinking import Delta, ThinkingSplitter
-from kimi_vl.prompt.chat import question, render
+from kimi_vl.prompt.chat import answer_prefix, question, render
 from kimi_vl.prompt.processor import KimiVLProcessor
 from kimi_vl.prompt.tokenizer import TikTokenTokenizer
 from kimi_vl.request import Request
 from kimi_vl.settings import Settings
 
+FAST_CAPABILITY = (8, 0)  # of the first GPUs that have bfloat16
+PICTURE_THREADS = 4  # each holds at most one whole picture
 
-@dataclass
+
+@dataclass(kw_only=True)
 class Usage:
     """What an answer took. Times are seconds since the request came in."""
 
     input_tokens: int
     image_tokens: int
+    cached_tokens: int = 0  # of the input, not computed again
     seed: int
     thinking_tokens: int = 0
     answer_tokens: int = 0
@@ -70,6 +78,7 @@ class Answer:
             if delta:
                 yield delta
         self.usage.finish_reason = self._generation.finish_reason
+        self.usage.cached_tokens = self._generation.cached_tokens
         if splitter.undecided and self.usage.finish_reason == "length":  # cut inside the opening marker
             self.usage.thinking_tokens, self.usage.answer_tokens = self.usage.answer_tokens, 0
         elif rest := splitter.close():
@@ -91,6 +100,7 @@ class Service:
         self.variant = variant
         self._processor = processor
         self._engine = engine
+        self._pool = _started_pool()
 
     @classmethod
     def load(cls, settings: Settings, progress: Callable[[str], None] = lambda line: None) -> "Service":
@@ -106,7 +116,7 @@ class Service:
             progress(variant.notice)
         processor = KimiVLProcessor.from_pretrained(folder)
         model = load_model(folder, device, torch.bfloat16 if device.type == "cuda" else torch.float32)
-        return cls(settings, variant, processor, ReferenceEngine(model))
+        return cls(settings, variant, processor, make_engine(model, processor.tokenizer, progress))
 
     def answer(self, request: Request) -> Answer:
         """Checks a request, reads its pictures and starts to answer it.
@@ -118,8 +128,7 @@ class Service:
         request.check(self.settings)
         system = {"role": "system", "content": request.system_prompt}
         prompt = render([system, question(request.prompt, len(request.images))])
-        features = self._processor(request.pictures(self.settings), prompt)
-        inputs = ModelInputs(features["input_ids"], features.get("pixel_values"), features.get("image_grid_hws"))
+        inputs = self._processor.prepare(request.pictures(self.settings), prompt, self._pool)
         params = SamplingParams(
             max_new_tokens=request.max_new_tokens,
             stop_ids=self._processor.tokenizer.stop_ids,
@@ -136,9 +145,34 @@ class Service:
         return Answer(generation, self._processor.tokenizer, usage, started)
 
     def close(self) -> None:
-        """Frees the engine's thread."""
+        """Waits for the request in progress and ends all threads."""
         self._engine.close()
+        self._pool.shutdown(cancel_futures=True)
+
+
+def make_engine(
+    model: KimiVLForConditionalGeneration, tokenizer: TikTokenTokenizer, progress: Callable[[str], None]
+) -> Engine:
+    """The fastest that runs on the model's device."""
+    if model.device.type == "cuda" and torch.cuda.get_device_capability(model.device) >= FAST_CAPABILITY:
+        from kimi_vl.engine.fast.engine import FastEngine  # its kernels take long to import
+
+        return FastEngine(model, answer_prefix(tokenizer))
+    progress(
+        "The fast engine needs a CUDA GPU of compute capability 8.0 or newer; "
+        f"answering with the reference engine on {_device_name(model.device)}"
+    )
+    return ReferenceEngine(model)
 
 
 def _device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "the CPU"
+
+
+def _started_pool() -> ThreadPoolExecutor:
+    """Threads that prepare pictures, all of them running already: see Reporter in output/pacing.py."""
+    workers = min(PICTURE_THREADS, os.cpu_count() or 1)
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="pictures")
+    everyone = Barrier(workers)
+    wait([pool.submit(everyone.wait) for _ in range(workers)])
+    return pool

@@ -44,6 +44,7 @@ def test_json_is_one_object_and_nothing_else(number: str, capsys: pytest.Capture
     assert result["finish_reason"] == "stop"
     assert result["seed"] == 5
     assert result["usage"]["input_tokens"] > result["usage"]["image_tokens"] == 20
+    assert result["usage"]["cached_tokens"] == 0
 
 
 @pytest.mark.parametrize(

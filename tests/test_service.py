@@ -1,15 +1,23 @@
 """The whole way of a request, with the tiny model on the CPU."""
 
+import ctypes
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image, ImageDraw
 
+from kimi_vl.engine.base import Engine, Generation, ModelInputs
 from kimi_vl.errors import InvalidRequest, Misconfigured
+from kimi_vl.model.variants import UNNAMED, WEIGHTS
+from kimi_vl.prompt.processor import KimiVLProcessor
 from kimi_vl.request import Request
-from kimi_vl.service import Answer, Service
+from kimi_vl.service import Answer, Service, make_engine
 from kimi_vl.settings import Settings
 
 
@@ -43,6 +51,7 @@ def test_answers_with_the_thinking_apart(service: Service, number: Path) -> None
     assert usage.finish_reason == "stop"
     assert usage.image_tokens == 5 * 4  # 140 x 100 pixels make a grid of 10 x 8 patches
     assert usage.input_tokens > usage.image_tokens
+    assert usage.cached_tokens == 0
     assert usage.thinking_tokens > usage.answer_tokens > 0
     assert usage.time_to_first_token > 0
     assert usage.tokens_per_second > 0
@@ -102,6 +111,50 @@ def test_a_bad_picture_is_named_and_harms_no_other_request(
     assert texts(service.answer(Request("What number is in the picture?", images=[number])))[1] == "42"
 
 
+class Cancelled(BaseException):
+    pass
+
+
+def test_a_cancel_while_pictures_are_read_leaves_the_service_ready(
+    service: Service, number: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reading, release = threading.Event(), threading.Event()
+    outcome: list[object] = []
+
+    def slow(*_: object) -> Image.Image:
+        reading.set()
+        release.wait(30)
+        return Image.new("RGB", (28, 28))
+
+    def ask() -> None:
+        try:
+            outcome.append(service.answer(Request("What number is in the picture?", images=[number] * 8)))
+        except Cancelled as cancelled:
+            outcome.append(cancelled)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("kimi_vl.request.read_image", slow)
+        asking = threading.Thread(target=ask)
+        asking.start()
+        assert reading.wait(30)
+        assert asking.ident is not None
+        cancelled_at = time.monotonic()
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(asking.ident), ctypes.py_object(Cancelled))  # as Cog
+        asking.join(30)
+        assert time.monotonic() - cancelled_at < 1, "while the reading goes on"
+        release.set()
+    assert isinstance(outcome[0], Cancelled)
+    assert texts(service.answer(Request("What number is in the picture?", images=[number])))[1] == "42"
+
+
+def test_an_answer_starts_no_thread(number: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fresh = Service.load(Settings(model="tiny"))
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", lambda thread: pytest.fail(f"{thread} was started"))
+        list(fresh.answer(Request("What number is in the picture?", images=[number] * 8, max_new_tokens=2)))
+    fresh.close()
+
+
 def test_a_prompt_that_does_not_fit_is_refused(service: Service) -> None:
     with pytest.raises(InvalidRequest, match=r"The prompt has [\d,]+ tokens with its pictures, and this model takes"):
         service.answer(Request("many words " * 5000))
@@ -114,6 +167,47 @@ def test_typed_control_tokens_end_nothing(service: Service, field: str) -> None:
     answer = service.answer(Request(**texts_given, max_new_tokens=5))
     assert answer.usage.image_tokens == 0
     list(answer)
+
+
+class Remembering(Engine):
+    """Says that it had computed some tokens before."""
+
+    def _decode(self, inputs: ModelInputs, generation: Generation) -> None:
+        generation.cached_tokens = 7
+        generation.emit(min(generation.params.stop_ids))
+
+
+def test_what_an_engine_did_not_compute_again_is_reported() -> None:
+    processor = KimiVLProcessor.from_pretrained(WEIGHTS / "tiny")
+    service = Service(Settings(), UNNAMED, processor, Remembering(context_length=1000))
+    answer = service.answer(Request("What is 12 + 7?"))
+    list(answer)
+    assert answer.usage.cached_tokens == 7
+    service.close()
+
+
+@pytest.mark.parametrize(
+    ("device", "capability", "name"),
+    [
+        ("cpu", (9, 0), "ReferenceEngine"),
+        ("cuda", (7, 5), "ReferenceEngine"),
+        ("cuda", (8, 0), "FastEngine"),
+        ("cuda", (10, 0), "FastEngine"),
+    ],
+)
+def test_the_engine_is_the_fastest_that_the_device_runs(
+    device: str, capability: tuple[int, int], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda _: capability)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda _: "a GPU")
+    monkeypatch.setattr("kimi_vl.service.ReferenceEngine", lambda model: "ReferenceEngine")
+    monkeypatch.setattr("kimi_vl.engine.fast.engine.FastEngine", lambda model, prefix: "FastEngine")
+    tokenizer = KimiVLProcessor.from_pretrained(WEIGHTS / "tiny").tokenizer
+    model: Any = SimpleNamespace(device=torch.device(device))
+    lines: list[str] = []
+    made: object = make_engine(model, tokenizer, lines.append)
+    assert made == name
+    assert len(lines) == (name == "ReferenceEngine")
 
 
 def test_the_shipped_model_says_what_it_is() -> None:

@@ -1,13 +1,14 @@
 """What an engine is: model inputs in, token ids out, one request at a time on one thread."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from queue import Empty, SimpleQueue
 from threading import Event
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from kimi_vl.errors import InvalidRequest
@@ -16,12 +17,40 @@ POLL_SECONDS = 0.1  # how long a consumer may wait without running Python, so th
 
 
 @dataclass(frozen=True)
+class Patches:
+    """What the network sees of a picture."""
+
+    pixels: Tensor  # [rows * columns, 3, 14, 14] float32, in raster order
+    digest: bytes  # SHA-256 of what they show and of the grid
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture of a prompt. Its patches may still be in the making, on another thread."""
+
+    grid: tuple[int, int]  # rows and columns of patches
+    patches: Future[Patches]
+
+
+@dataclass(frozen=True)
 class ModelInputs:
     """One prompt, as the processor makes it."""
 
     input_ids: Tensor  # [1, length] int64, one media id for each 2x2 block of patches
-    pixel_values: Tensor | None = None  # [patches, 3, 14, 14] float32, the patches of all pictures in order
-    image_grid_hws: Tensor | None = None  # [pictures, 2] int64, (rows, columns) of each picture's patch grid
+    pictures: Sequence[Picture] = ()  # in the order of their places in the prompt
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What the network's forward takes of the pictures beside the ids, when all patches are there.
+
+        Returns:
+            pixel_values [patches, 3, 14, 14] float32 and image_grid_hws [pictures, 2] int64; empty without pictures.
+        """
+        if not self.pictures:
+            return {}
+        return {
+            "pixel_values": torch.cat([picture.patches.result().pixels for picture in self.pictures]),
+            "image_grid_hws": torch.tensor([picture.grid for picture in self.pictures]),
+        }
 
 
 @dataclass(frozen=True)
@@ -52,6 +81,7 @@ class Generation:
         self.params = params
         self._start = start
         self.finish_reason: Literal["stop", "length", "stopped"] = "stopped"
+        self.cached_tokens = 0  # of the prompt, not computed again; set by the engine before the first token
         self._emitted = 0
         self._stop_requested = Event()
         self._tokens: SimpleQueue[int | BaseException | None] = SimpleQueue()
@@ -131,12 +161,12 @@ class Engine(ABC):
     def _run(self, inputs: ModelInputs, generation: Generation) -> None:
         try:
             if not generation.stopped:  # it may have waited for another to end
-                self._decode(inputs, generation.params, generation.emit)
+                self._decode(inputs, generation)
         except BaseException as error:
             generation.end(error)
         else:
             generation.end()
 
     @abstractmethod
-    def _decode(self, inputs: ModelInputs, params: SamplingParams, emit: Callable[[int], bool]) -> None:
-        """Generates on the engine's thread: hands each new token id to emit until that returns False."""
+    def _decode(self, inputs: ModelInputs, generation: Generation) -> None:
+        """Generates on the engine's thread: hands each new token id to generation.emit until that returns False."""

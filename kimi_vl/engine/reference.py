@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import GenerationConfig, StoppingCriteria
 from transformers.generation.streamers import BaseStreamer
 
-from kimi_vl.engine.base import Engine, ModelInputs, SamplingParams
+from kimi_vl.engine.base import Engine, Generation, ModelInputs, SamplingParams
 from kimi_vl.model.modeling import KimiVLForConditionalGeneration
 
 
@@ -21,19 +21,18 @@ class ReferenceEngine(Engine):
         model.generation_config = GenerationConfig()  # a checkpoint's own defaults must not mix with a request's
 
     @torch.inference_mode()
-    def _decode(self, inputs: ModelInputs, params: SamplingParams, emit: Callable[[int], bool]) -> None:
-        torch.manual_seed(params.seed)
-        listener = _Listener(emit)
+    def _decode(self, inputs: ModelInputs, generation: Generation) -> None:
+        torch.manual_seed(generation.params.seed)
+        listener = _Listener(generation.emit)
         device = self.model.device
         input_ids = inputs.input_ids.to(device)
         self.model.generate(
             input_ids=input_ids,
             attention_mask=torch.ones_like(input_ids),
-            pixel_values=None if inputs.pixel_values is None else inputs.pixel_values.to(device),
-            image_grid_hws=None if inputs.image_grid_hws is None else inputs.image_grid_hws.to(device),
-            generation_config=_generation_config(params),
+            generation_config=_generation_config(generation.params),
             streamer=listener,
             stopping_criteria=[listener],
+            **{name: tensor.to(device) for name, tensor in inputs.tensors().items()},
         )
 
 

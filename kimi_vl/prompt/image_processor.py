@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from PIL import Image
 from torch import Tensor
 
 CONFIG_FILE = "preprocessor_config.json"
+UInt8Array = npt.NDArray[np.uint8]
 PATCHES_PER_SIDE = 512  # MoonViT takes fewer than this many patches on a side
 
 
@@ -54,20 +56,41 @@ class ImageProcessor:
         return torch.cat([patches for patches, _ in cut]), torch.tensor([grid for _, grid in cut])
 
     def patchify(self, picture: Image.Image) -> tuple[Tensor, tuple[int, int]]:
-        """One picture's patches [rows * columns, 3, 14, 14] and its grid (rows, columns)."""
-        width, height = self.scaled_size(*picture.size)
-        scaled = picture.convert("RGB")
-        if scaled.size != (width, height):
-            scaled = scaled.resize((width, height), Image.Resampling.BICUBIC)
+        """One picture's patches [rows * columns, 3, 14, 14] float32 and its grid (rows, columns)."""
+        scaled = self.scale(picture)
+        return self.normalise(self.cut(scaled)), self.grid(scaled)
+
+    def scale(self, picture: Image.Image) -> Image.Image:
+        """A picture in RGB, in the size that is cut."""
+        size = self.scaled_size(*picture.size)
+        if picture.mode != "RGB":  # it would be copied
+            picture = picture.convert("RGB")
+        return picture if picture.size == size else picture.resize(size, Image.Resampling.BICUBIC)
+
+    def grid(self, scaled: Image.Image) -> tuple[int, int]:
+        """(rows, columns) of patches of a scaled picture, the padding included."""
         p, (merge_rows, merge_columns) = self.patch_size, self.merge_kernel_size
-        rows = math.ceil(height / (p * merge_rows)) * merge_rows
-        columns = math.ceil(width / (p * merge_columns)) * merge_columns
+        rows = math.ceil(scaled.height / (p * merge_rows)) * merge_rows
+        return rows, math.ceil(scaled.width / (p * merge_columns)) * merge_columns
+
+    def cut(self, scaled: Image.Image) -> UInt8Array:
+        """A scaled picture's patches [rows * columns, 3, 14, 14], in raster order, black where there is no picture."""
+        p, (rows, columns) = self.patch_size, self.grid(scaled)
         padded = np.zeros((rows * p, columns * p, 3), np.uint8)
-        padded[:height, :width] = np.asarray(scaled)
-        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (self.image_mean, self.image_std))
-        pixels = (torch.from_numpy(padded).permute(2, 0, 1).float() / 255 - mean) / std
-        patches = pixels.view(3, rows, p, columns, p).permute(1, 3, 0, 2, 4)
-        return patches.reshape(rows * columns, 3, p, p), (rows, columns)
+        padded[: scaled.height, : scaled.width] = np.asarray(scaled)
+        patches = padded.reshape(rows, p, columns, p, 3).transpose(0, 2, 4, 1, 3)
+        return patches.reshape(rows * columns, 3, p, p)
+
+    def normalise(self, patches: UInt8Array) -> Tensor:
+        """Patches [patches, 3, 14, 14] as the network takes them, float32.
+
+        In NumPy: several threads do this at once, and each would have a team of torch's threads.
+        """
+        pixels = patches.astype(np.float32)
+        pixels /= 255
+        pixels -= np.array(self.image_mean, np.float32)[:, None, None]
+        pixels /= np.array(self.image_std, np.float32)[:, None, None]
+        return torch.from_numpy(pixels)
 
     def scaled_size(self, width: int, height: int) -> tuple[int, int]:
         """(width, height) before padding: at most in_token_limit patches, on sides that MoonViT takes."""

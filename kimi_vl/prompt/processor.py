@@ -1,13 +1,19 @@
 """Messages and pictures → the tensors that the model takes."""
 
-from collections.abc import Iterable, Sequence
+import hashlib
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Executor, Future
+from contextlib import suppress
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import Any
 
 import torch
 from PIL import Image
 from transformers import BatchFeature
 
+from kimi_vl.engine.base import POLL_SECONDS, ModelInputs, Patches, Picture
 from kimi_vl.prompt.chat import MEDIA_PAD, ChatPrompt, Message, encode, question, render
 from kimi_vl.prompt.image_processor import ImageProcessor
 from kimi_vl.prompt.tokenizer import TikTokenTokenizer
@@ -50,14 +56,38 @@ class KimiVLProcessor:
         Raises:
             ValueError: the number of pictures is not the number of their places in the prompt.
         """
-        features = {}
-        tokens_per_picture: list[int] = []
+        features, grids = {}, []
         if patches := self.image_processor([images] if isinstance(images, Image.Image) else images or ()):
             features["pixel_values"], features["image_grid_hws"] = patches
-            tokens_per_picture = [self.image_processor.tokens(grid) for grid in features["image_grid_hws"].tolist()]
-        prompt = text if isinstance(text, ChatPrompt) else render([question(text, len(tokens_per_picture))])
-        input_ids = torch.tensor([encode(prompt, self.tokenizer, tokens_per_picture)])
+            grids = patches[1].tolist()
+        input_ids = self._encode(text, grids)
         return BatchFeature({"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids), **features})
+
+    def prepare(
+        self, pictures: Sequence[Image.Image | Callable[[], Image.Image]], text: str | ChatPrompt, pool: Executor
+    ) -> ModelInputs:
+        """The same inputs for an engine, which need not wait for the patches: those are still made when this returns.
+
+        Args:
+            pictures: each of them, or what reads it, called on the pool.
+            text: as for a call.
+            pool: its threads read and scale the pictures, and then make their patches.
+        Raises:
+            Exception: the first that reading a picture raised, in the order of the pictures.
+            ValueError: the number of pictures is not the number of their places in the prompt.
+        """
+        scaling = deque(pool.submit(self._scale, picture) for picture in pictures)
+        prepared: list[Picture] = []
+        try:
+            while scaling:
+                _wait(scaling[0])
+                scaled = scaling.popleft().result()  # not kept: its error would hold it, and it the error
+                patches = pool.submit(self._patches, scaled)
+                prepared.append(Picture(self.image_processor.grid(scaled), patches))
+        finally:
+            for unread in scaling:
+                unread.cancel()
+        return ModelInputs(self._encode(text, [picture.grid for picture in prepared]), prepared)
 
     def apply_chat_template(
         self,
@@ -82,3 +112,29 @@ class KimiVLProcessor:
     def batch_decode(self, ids: Any, **kwargs: Any) -> list[str]:
         """Texts of several rows of token ids."""
         return self.tokenizer.batch_decode(ids, **kwargs)
+
+    def _encode(self, text: str | ChatPrompt, grids: Sequence[Sequence[int]]) -> torch.Tensor:
+        """input_ids [1, length] int64 of a prompt, or of a question about pictures."""
+        prompt = text if isinstance(text, ChatPrompt) else render([question(text, len(grids))])
+        return torch.tensor([encode(prompt, self.tokenizer, [self.image_processor.tokens(grid) for grid in grids])])
+
+    def _scale(self, picture: Image.Image | Callable[[], Image.Image]) -> Image.Image:
+        return self.image_processor.scale(picture if isinstance(picture, Image.Image) else picture())
+
+    def _patches(self, scaled: Image.Image) -> Patches:
+        cut = self.image_processor.cut(scaled)
+        digest = hashlib.sha256(repr(self.image_processor.grid(scaled)).encode())
+        digest.update(cut.data)
+        return Patches(self.image_processor.normalise(cut), digest.digest())
+
+
+def _wait(future: Future[Any]) -> None:
+    """Returns when it is done, and lets a cancellation interrupt the waiting.
+
+    On a queue: an exception that arrives inside Future.result or wait can meet their locks half taken.
+    """
+    done: SimpleQueue[object] = SimpleQueue()
+    future.add_done_callback(done.put)
+    while not future.done():
+        with suppress(Empty):
+            done.get(timeout=POLL_SECONDS)

@@ -34,6 +34,7 @@ def test_a_plain_call_returns_thinking_and_answer_apart(server: Any) -> None:
     assert metrics["seed"] == 7
     assert metrics["image_tokens"] == 10 * 8  # shapes.png, 280 x 224 pixels
     assert metrics["input_tokens"] > metrics["image_tokens"]
+    assert metrics["cached_tokens"] == 0
     assert metrics["thinking_tokens"] > metrics["answer_tokens"] > 0
     assert metrics["time_to_first_token"] > 0
     assert metrics["tokens_per_second"] > 0

@@ -1,6 +1,7 @@
 """The reference engine, with the tiny model on the CPU."""
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +18,7 @@ from kimi_vl.model.variants import WEIGHTS
 from kimi_vl.prompt.processor import KimiVLProcessor
 
 processor = KimiVLProcessor.from_pretrained(WEIGHTS / "tiny")
+pool = ThreadPoolExecutor(2)
 NO_STOP = SamplingParams(max_new_tokens=24, stop_ids=frozenset((processor.tokenizer.vocab_size,)), temperature=1.0)
 
 
@@ -34,8 +36,7 @@ def picture(text: str, size: tuple[int, int] = (112, 84)) -> Image.Image:
 
 
 def inputs(*pictures: Image.Image, prompt: str = "What number is in the picture?") -> ModelInputs:
-    features = processor(pictures, prompt)
-    return ModelInputs(features["input_ids"], features.get("pixel_values"), features.get("image_grid_hws"))
+    return processor.prepare(pictures, prompt, pool)
 
 
 def test_cached_decoding_is_full_prefill(engine: ReferenceEngine) -> None:
@@ -44,7 +45,7 @@ def test_cached_decoding_is_full_prefill(engine: ReferenceEngine) -> None:
     assert len(tokens) == NO_STOP.max_new_tokens
     with torch.inference_mode():
         whole = torch.cat([given.input_ids, torch.tensor([tokens])], dim=1)
-        logits = engine.model(whole, given.pixel_values, given.image_grid_hws, use_cache=False).logits
+        logits = engine.model(whole, **given.tensors(), use_cache=False).logits
     assert logits[0, given.input_ids.shape[1] - 1 : -1].argmax(-1).tolist() == tokens
 
 

@@ -43,8 +43,9 @@ def _rotate(x: Tensor, angles: Tensor) -> Tensor:
 
 
 def _attend(hidden: Tensor, attention: Attention, angles: Tensor) -> Tensor:
-    q = (hidden @ attention.q.float().T).unflatten(-1, (attention.heads, -1))
-    latent, k_rope = (hidden @ attention.kv_a.float().T).split([attention.latent, attention.rope], -1)
+    sizes = [attention.heads * (attention.nope + attention.rope), attention.latent, attention.rope]
+    q, latent, k_rope = (hidden @ attention.projections.float().T).split(sizes, -1)
+    q = q.unflatten(-1, (attention.heads, -1))
     kv = _norm(latent, attention.kv_gain, attention.kv_eps) @ attention.kv_b.float().T
     k, v = kv.unflatten(-1, (attention.heads, -1)).split([attention.nope, attention.value], -1)
     k_rope = _rotate(k_rope[:, None], angles).expand(-1, attention.heads, -1)
@@ -65,7 +66,7 @@ def _causal(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
 
 
 def _transform(hidden: Tensor, mlp: Mlp, experts: Tensor | None) -> Tensor:
-    gate, up = hidden @ mlp.shared_gate.float().T, hidden @ mlp.shared_up.float().T
+    gate, up = (hidden @ mlp.shared_gate_up.float().T).chunk(2, 1)
     out = (F.silu(gate) * up) @ mlp.shared_down.float().T
     if experts is None:
         return out

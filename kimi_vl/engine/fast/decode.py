@@ -26,9 +26,8 @@ class _Buffers:
     x: Tensor  # [width] float32, the residual stream
     projected: Tensor  # [q rows + kv_a rows] float32
     query: Tensor  # [heads, latent + rope]
-    sums: Tensor  # [splits, heads, latent] float32
-    maxima: Tensor  # [splits, heads] float32
-    totals: Tensor  # [splits, heads] float32
+    parts: Tensor  # [splits, heads, latent]
+    sums: Tensor  # [splits, heads] float32
     attended: Tensor  # [heads * value]
     best: Tensor  # [blocks of the vocabulary] float32
     best_ids: Tensor  # [blocks of the vocabulary] int32
@@ -94,10 +93,10 @@ class Decoder:
         """The token at `position`, whose embedding is there, through all layers into its cache rows and `logits`."""
         b, weights = self._buffers, self.weights
         for cache, work, (attention, mlp) in zip(self.cache, self._scratch, weights.layers, strict=True):
-            norm_linear(b.x, attention.gain, attention.q, attention.kv_a, b.projected, attention.eps, "projections")
+            norm_linear(b.x, attention.gain, attention.projections, b.projected, attention.eps, "projections")
             absorb(b.projected, attention, self.rotary, self.position, cache, b.query)
-            attend(b.query, cache, self.position, b.sums, b.maxima, b.totals, attention.scale)
-            merge(b.sums, b.maxima, b.totals, attention, self.position, b.attended)
+            attend(b.query, cache, self.position, b.parts, b.sums, attention.scale)
+            merge(b.parts, b.sums, attention, self.position, b.attended)
             linear_add(b.x, attention.out, b.attended)
             route(b.x, mlp, work)
             expand(b.x, mlp, work)
@@ -108,7 +107,7 @@ class Decoder:
     def predict(self, x: Tensor) -> None:
         """The logits that follow a hidden state x [width] float32."""
         weights = self.weights
-        norm_linear(x, weights.gain, weights.head, None, self.logits, weights.eps, "head")
+        norm_linear(x, weights.gain, weights.head, self.logits, weights.eps, "head")
 
     def embed(self, token: int) -> None:
         """Makes a token the next one that `forward` takes."""
@@ -146,11 +145,10 @@ def _allocate(weights: Weights) -> _Buffers:
 
     return _Buffers(
         x=floats(weights.head.shape[1]),
-        projected=floats(attention.q.shape[0] + attention.kv_a.shape[0]),
-        query=torch.zeros(attention.heads, weights.row, dtype=dtype, device=device),
-        sums=floats(SPLITS, attention.heads, attention.latent),
-        maxima=floats(SPLITS, attention.heads),
-        totals=floats(SPLITS, attention.heads),
+        projected=floats(attention.projections.shape[0]),
+        query=torch.zeros(attention.heads, attention.row, dtype=dtype, device=device),
+        parts=torch.zeros(SPLITS, attention.heads, attention.latent, dtype=dtype, device=device),
+        sums=floats(SPLITS, attention.heads),
         attended=torch.zeros(attention.out.shape[1], dtype=dtype, device=device),
         best=floats(blocks),
         best_ids=torch.zeros(blocks, dtype=torch.int32, device=device),

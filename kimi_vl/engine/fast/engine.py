@@ -7,11 +7,12 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from kimi_vl.engine.base import Engine, ModelInputs, SamplingParams
+from kimi_vl.engine.base import Engine, Generation, ModelInputs, SamplingParams
 from kimi_vl.engine.fast.decode import AHEAD, Decoder
 from kimi_vl.engine.fast.pictures import Pictures
 from kimi_vl.engine.fast.prefill import CHUNK, prefill
-from kimi_vl.engine.fast.prompt import Prompt, grids
+from kimi_vl.engine.fast.prompt import Prompt
+from kimi_vl.engine.fast.prompt_graphs import PromptGraphs
 from kimi_vl.engine.fast.weights import Weights
 from kimi_vl.model.modeling import KimiVLForConditionalGeneration
 
@@ -39,6 +40,7 @@ class FastEngine(Engine):
         self.cache = torch.zeros(shape, dtype=head.dtype, device=head.device)
         self.rotary = self.weights.rotary(self.context_length)
         self.decoder = Decoder(self.weights, self.cache, self.rotary)
+        self._graphs = PromptGraphs(self.weights, self.cache, self.rotary)
         self.pictures = Pictures(model)
         self.cached_tokens = 0  # of the last request: taken from the one before it
         self._media_id = model.config.media_placeholder_token_id
@@ -46,10 +48,11 @@ class FastEngine(Engine):
         self._seen: Prompt | None = None  # what the cache holds
 
     @torch.inference_mode()
-    def _decode(self, inputs: ModelInputs, params: SamplingParams, emit: Callable[[int], bool]) -> None:
+    def _decode(self, inputs: ModelInputs, generation: Generation) -> None:
         try:
             self._read(inputs)
-            self._write(inputs.input_ids.shape[1], params, emit)
+            generation.cached_tokens = self.cached_tokens
+            self._write(inputs.input_ids.shape[1], generation.params, generation.emit)
         except BaseException as error:
             traceback.clear_frames(error.__traceback__)  # they hold the tensors of what failed
             if self.cache.is_cuda:
@@ -58,17 +61,13 @@ class FastEngine(Engine):
 
     def _read(self, inputs: ModelInputs) -> None:
         """Fills the cache with the prompt, and `decoder.logits` with what follows it."""
-        patches = _split(inputs, self.cache.dtype)
-        prompt = Prompt.of(inputs, patches, self._media_id, self._answer_prefix)
+        parts = self.pictures.features(inputs.pictures)  # first: it encodes a picture while the next is prepared
+        prompt = Prompt.of(inputs, self._media_id, self._answer_prefix)
         self.cached_tokens = self._reusable(prompt)
         self._seen = None  # until the cache holds all of it
-        digests = [digest for _, digest in prompt.pictures]
-        by_digest = dict(zip(digests, zip(patches, grids(inputs), strict=True), strict=True))
-        found = self.pictures.features(by_digest)
-        features = torch.cat([found[digest] for digest in digests]) if digests else None
-        hidden = self.cache.new_zeros(0)
+        features = torch.cat(parts) if parts else None
         for start, end in self._chunks(prompt):
-            hidden = prefill(self.weights, self.cache, self.rotary, self._embed(prompt, features, start, end), start)
+            hidden = self._prefill(self._embed(prompt, features, start, end), start)
         self.decoder.predict(hidden)
         self._seen = prompt
 
@@ -78,9 +77,17 @@ class FastEngine(Engine):
         return max((end for end in prompt.ends if end <= shared and end < len(prompt.ids)), default=0)
 
     def _chunks(self, prompt: Prompt) -> list[tuple[int, int]]:
-        """What is left to compute: pieces of at most CHUNK tokens, none of which reaches over an end."""
-        ends = [self.cached_tokens, *(end for end in prompt.ends if end > self.cached_tokens), len(prompt.ids)]
-        return [(start, min(start + CHUNK, end)) for first, end in pairwise(ends) for start in range(first, end, CHUNK)]
+        """What is left to compute: pieces, none of which reaches over an end or over a multiple of CHUNK."""
+        length = len(prompt.ids)
+        stops = {length, *prompt.ends, *range(0, length, CHUNK)}
+        return list(pairwise([self.cached_tokens, *sorted(stop for stop in stops if stop > self.cached_tokens)]))
+
+    def _prefill(self, x: Tensor, start: int) -> Tensor:
+        hidden = self._graphs.run(x, start)
+        if hidden is not None:
+            return hidden
+        span = torch.tensor([start, len(x)], dtype=torch.int32, device=x.device)
+        return prefill(self.weights, self.cache, self.rotary, x, span, start + len(x))
 
     def _embed(self, prompt: Prompt, features: Tensor | None, start: int, end: int) -> Tensor:
         """[end - start, width]: embeddings of the tokens, and the pictures' features where the media ids stand."""
@@ -102,13 +109,6 @@ class FastEngine(Engine):
                 started += 1
             if not emit(self.decoder.token(index)):
                 return
-
-
-def _split(inputs: ModelInputs, dtype: torch.dtype) -> list[Tensor]:
-    """Each picture's patches, as the network takes them."""
-    if inputs.pixel_values is None:
-        return []
-    return list(inputs.pixel_values.to(dtype).split([rows * columns for rows, columns in grids(inputs)]))
 
 
 def _context_that_fits(weights: Weights, longest: int) -> int:

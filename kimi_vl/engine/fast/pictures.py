@@ -1,17 +1,19 @@
 """Pictures → features: MoonViT and its projector in few launches, and the features of the last pictures kept."""
 
-import hashlib
 from collections import OrderedDict
+from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kimi_vl.engine.fast.kernels.picture import rotate_patches
+from kimi_vl.engine.base import Picture
+from kimi_vl.engine.fast.kernels.picture import add_norm, rotate_patches
+from kimi_vl.engine.fast.kernels.picture_attention import attend_picture
 from kimi_vl.model.modeling import KimiVLForConditionalGeneration
 
-GROUP = 16_384  # patches encoded together: enough to fill a GPU, and the peak memory stays bounded
 KEPT_BYTES = 256_000_000  # of features: 60 pictures of 1024x768
 
 
@@ -23,73 +25,81 @@ class Pictures:
         self._projector: Any = model.model.mm_projector
         self._kept: OrderedDict[bytes, Tensor] = OrderedDict()
         self._qkv = [_join_qkv(layer.attn) for layer in self._tower.layers]
+        self._table = self._tower.patch_embed.pos_emb.position_embeddings.data.float()  # [side, side, width]
+        self._frequencies = tuple(self._tower.rotary_emb.inv_freq.tolist())
 
-    def features(self, pictures: dict[bytes, tuple[Tensor, list[int]]]) -> dict[bytes, Tensor]:
-        """The features [rows * columns / 4, width] of each picture.
+    def features(self, pictures: Sequence[Picture]) -> list[Tensor]:
+        """The features [rows * columns / 4, width] of each picture, encoded while the next one's patches are made."""
+        features = []
+        try:
+            for picture in pictures:
+                patches = picture.patches.result()
+                if patches.digest not in self._kept:
+                    self._kept[patches.digest] = self.encode(patches.pixels, picture.grid)
+                self._kept.move_to_end(patches.digest)
+                features.append(self._kept[patches.digest])
+        finally:
+            while sum(kept.nbytes for kept in self._kept.values()) > KEPT_BYTES:
+                self._kept.popitem(last=False)
+        return features
 
-        Args:
-            pictures: by digest, the patches [rows * columns, 3, 14, 14] in raster order and (rows, columns).
-        """
-        found = {digest: self._kept[digest] for digest in pictures if digest in self._kept}
-        group: list[bytes] = []
-        missing = [digest for digest in pictures if digest not in found]
-        for digest in missing:
-            if group and sum(len(pictures[d][0]) for d in [*group, digest]) > GROUP:
-                found |= self._encode(group, pictures)
-                group = []
-            group.append(digest)
-        if group:
-            found |= self._encode(group, pictures)
-        for digest, features in found.items():
-            self._kept[digest] = features
-            self._kept.move_to_end(digest)
-        while sum(features.nbytes for features in self._kept.values()) > KEPT_BYTES:
-            self._kept.popitem(last=False)
-        return found
-
-    def _encode(self, group: list[bytes], pictures: dict[bytes, tuple[Tensor, list[int]]]) -> dict[bytes, Tensor]:
-        patches, grids = zip(*(pictures[digest] for digest in group), strict=True)
-        features = self.encode(torch.cat(patches), list(grids))
-        sizes = [rows * columns // 4 for rows, columns in grids]
-        return {digest: part.clone() for digest, part in zip(group, features.split(sizes), strict=True)}
-
-    def encode(self, patches: Tensor, grids: list[list[int]]) -> Tensor:
-        """MoonViT and projector over whole pictures.
+    def encode(self, pixels: Tensor, grid: tuple[int, int]) -> Tensor:
+        """MoonViT and projector over one picture, alone: what comes with it changes no bit of its features.
 
         Args:
-            patches: [patches, 3, 14, 14], the patches of all pictures in order.
-            grids: (rows, columns) of each picture.
+            pixels: [rows * columns, 3, 14, 14] float32, in raster order.
+            grid: rows and columns of patches.
         Returns:
-            Features [patches / 4, width].
+            Features [rows * columns / 4, width].
         """
-        embed, rotary = self._tower.patch_embed, self._tower.rotary_emb
-        weight = embed.proj.weight
-        patches = patches.to(weight.device, weight.dtype, non_blocking=True).flatten(1)
-        x = F.linear(patches, weight.flatten(1), embed.proj.bias) + self._positions(grids)
-        places = torch.cat([torch.cartesian_prod(torch.arange(rows), torch.arange(columns)) for rows, columns in grids])
-        cosines, sines = (t[:, : t.shape[1] // 2].contiguous() for t in rotary(x, places.to(x.device)))
-        sizes = [rows * columns for rows, columns in grids]
-        for layer, (qkv_weight, qkv_bias) in zip(self._tower.layers, self._qkv, strict=True):
-            qkv = F.linear(layer.norm1(x), qkv_weight, qkv_bias).view(len(x), 3, layer.attn.num_heads, -1)
+        embed, device = self._tower.patch_embed.proj, self._table.device
+        patches = _upload(pixels, device).to(embed.weight.dtype).flatten(1)
+        x = F.linear(patches, embed.weight.flatten(1), embed.bias)
+        delta = resample(self._table, grid)
+        cosines, sines = _rotation(*grid, self._frequencies, device)
+        hidden, attended = torch.empty_like(x), torch.empty_like(x)
+        for layer, joined in zip(self._tower.layers, self._qkv, strict=True):
+            add_norm(x, delta, layer.norm1, hidden)
+            qkv = F.linear(hidden, *joined).view(len(x), 3, layer.attn.num_heads, -1)
             rotate_patches(qkv, cosines, sines)
-            x = x + layer.attn.proj(_attend_within(qkv, sizes))
-            x = x + layer.mlp(layer.norm2(x))
-        x = self._tower.final_layernorm(x)
-        merged = torch.cat([_merge(part, *grid) for part, grid in zip(x.split(sizes), grids, strict=True)])
-        return self._projector(merged)[:, 0]
-
-    def _positions(self, grids: list[list[int]]) -> Tensor:
-        """The learned position table [side, side, width], resampled to each grid: [patches, width]."""
-        table = self._tower.patch_embed.pos_emb.position_embeddings
-        channels_first = table.permute(2, 0, 1)[None].float()
-        resampled = [F.interpolate(channels_first, size=tuple(grid), mode="bicubic") for grid in grids]
-        return torch.cat([one[0].flatten(1).T for one in resampled]).to(table.dtype)
+            attend_picture(qkv, attended)
+            add_norm(x, layer.attn.proj(attended), layer.norm2, hidden)
+            delta = layer.mlp.fc2(_expand(layer.mlp, hidden))
+        add_norm(x, delta, self._tower.final_layernorm, hidden)
+        return self._projector(_merge(hidden, *grid))[:, 0]
 
 
-def digest(patches: Tensor, grid: list[int]) -> bytes:
-    """What a picture is known by: a hash of its patches and its shape."""
-    content = patches.contiguous().cpu().view(torch.uint8).numpy()
-    return hashlib.sha256(content.data).digest() + repr(grid).encode()
+def resample(table: Tensor, grid: tuple[int, int]) -> Tensor:
+    """The learned positions [side, side, width] float32, bicubic as F.interpolate: [rows * columns, width].
+
+    One small matrix for each axis; with TF32, if anyone turns that on, it is still finer than bfloat16.
+    """
+    by_row, by_column = (_resampling(size, side, table.device) for size, side in zip(grid, table.shape, strict=False))
+    rows = (by_row @ table.flatten(1)).unflatten(1, table.shape[1:])
+    return (by_column @ rows).flatten(0, 1)
+
+
+@lru_cache(maxsize=64)
+def _resampling(size: int, side: int, device: torch.device) -> Tensor:
+    """[size, side] float32: how much of each of an axis's learned positions goes into each of a grid's."""
+    columns = F.interpolate(torch.eye(side)[None, :, :, None], size=(size, 1), mode="bicubic")
+    return _upload(columns[0, :, :, 0].T.contiguous(), device)
+
+
+@lru_cache(maxsize=16)  # of 1.2 MB for 1024x768, 4.7 MB for the largest
+def _rotation(rows: int, columns: int, frequencies: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Cosines and sines, each [rows * columns, size / 2] float32; pairs turn by column and by row in turn."""
+    places = torch.arange(max(rows, columns), dtype=torch.float32)
+    angles = _upload(torch.outer(places, torch.tensor(frequencies)), device)
+    by_column = angles[None, :columns].expand(rows, -1, -1)
+    by_row = angles[:rows, None].expand(-1, columns, -1)
+    both = torch.stack([by_column, by_row], -1).view(rows * columns, -1)
+    return both.cos(), both.sin()
+
+
+def _upload(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the host on the device; neither waits for the other."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 def _join_qkv(attention: Any) -> tuple[Tensor, Tensor]:
@@ -102,11 +112,11 @@ def _join_qkv(attention: Any) -> tuple[Tensor, Tensor]:
     return joined[0], joined[1]
 
 
-def _attend_within(qkv: Tensor, sizes: list[int]) -> Tensor:
-    """Full attention inside each picture: qkv [patches, 3, heads, size] → [patches, heads * size]."""
-    parts = (part.transpose(0, 2)[None] for part in qkv.split(sizes))  # [1, heads, 3, patches, size]
-    mixed = [F.scaled_dot_product_attention(*part.unbind(2)) for part in parts]
-    return torch.cat([one[0].transpose(0, 1).flatten(1) for one in mixed])
+def _expand(mlp: Any, x: Tensor) -> Tensor:
+    """The inner activations [patches, inner] of an MLP: GELU, by the tanh formula, of its first product."""
+    if x.is_cuda:  # the product's epilogue, which follows the tanh formula there; on the CPU it would be the exact one
+        return torch._addmm_activation(mlp.fc1.bias, x, mlp.fc1.weight.T, use_gelu=True)
+    return mlp.act(mlp.fc1(x))
 
 
 def _merge(x: Tensor, rows: int, columns: int) -> Tensor:

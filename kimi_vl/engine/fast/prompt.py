@@ -1,12 +1,12 @@
 """What makes two prompts the same up to some place, and where a prompt may be taken up again."""
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from kimi_vl.engine.base import ModelInputs
-from kimi_vl.engine.fast.pictures import digest
 
 
 @dataclass(frozen=True)
@@ -18,20 +18,20 @@ class Prompt:
     ends: list[int]  # where a turn of the user's ends and an answer begins, ascending
 
     @classmethod
-    def of(cls, inputs: ModelInputs, patches: list[Tensor], media_id: int, answer_prefix: tuple[int, ...]) -> "Prompt":
-        """
+    def of(cls, inputs: ModelInputs, media_id: int, answer_prefix: tuple[int, ...]) -> "Prompt":
+        """Waits for the patches of all pictures.
+
         Args:
             inputs: one prompt.
-            patches: of each picture.
             media_id: the id that stands for a 2x2 block of patches.
             answer_prefix: the ids that open each answer.
         """
         ids = inputs.input_ids[0].cpu()
         places = (ids == media_id).nonzero()[:, 0].tolist()
         pictures, seen = [], 0
-        for part, grid in zip(patches, grids(inputs), strict=True):
-            pictures.append((places[seen], digest(part, grid)))
-            seen += len(part) // 4
+        for picture in inputs.pictures:
+            pictures.append((places[seen], picture.patches.result().digest))
+            seen += math.prod(picture.grid) // 4
         return cls(ids, pictures, _ends(ids, answer_prefix))
 
     def shared_with(self, other: "Prompt") -> int:
@@ -43,11 +43,6 @@ class Prompt:
             if mine != others:
                 return min(shared, mine[0], others[0])
         return shared
-
-
-def grids(inputs: ModelInputs) -> list[list[int]]:
-    """(rows, columns) of each picture."""
-    return [] if inputs.image_grid_hws is None else inputs.image_grid_hws.tolist()
 
 
 def _ends(ids: Tensor, answer_prefix: tuple[int, ...]) -> list[int]:

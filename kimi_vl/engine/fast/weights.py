@@ -1,4 +1,4 @@
-"""The network's weights as the kernels take them: the model's own tensors under short names, none copied."""
+"""The network's weights as the kernels take them: the model's own tensors under short names, none kept twice."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -14,8 +14,7 @@ class Attention:
     """One layer's latent attention. A head has 128 + 64 query and key dimensions (nope, rope) and 128 of the value."""
 
     gain: Tensor  # [width], input_layernorm
-    q: Tensor  # [heads * (nope + rope), width]
-    kv_a: Tensor  # [latent + rope, width]
+    projections: Tensor  # [heads * (nope + rope) + latent + rope, width], q_proj's rows before kv_a_proj's
     kv_gain: Tensor  # [latent], kv_a_layernorm
     kv_b: Tensor  # [heads * (nope + value), latent]
     out: Tensor  # [width, heads * value]
@@ -28,16 +27,21 @@ class Attention:
         return self.kv_b.shape[1]
 
     @property
-    def rope(self) -> int:
-        return self.kv_a.shape[0] - self.latent
+    def value(self) -> int:
+        return self.out.shape[1] // self.heads
 
     @property
     def nope(self) -> int:
-        return self.q.shape[0] // self.heads - self.rope
+        return self.kv_b.shape[0] // self.heads - self.value
 
     @property
-    def value(self) -> int:
-        return self.out.shape[1] // self.heads
+    def rope(self) -> int:
+        return (self.projections.shape[0] - self.heads * self.nope - self.latent) // (self.heads + 1)
+
+    @property
+    def row(self) -> int:
+        """Values of a token's row in the latent cache."""
+        return self.latent + self.rope
 
     @property
     def scale(self) -> float:
@@ -53,8 +57,7 @@ class Mlp:
     bias: Tensor  # [experts] float32, added to the scores for the choice alone
     gate_up: Tensor  # [experts, 2 * inner, width], each expert's gate rows before its up rows
     down: Tensor  # [experts, width, inner]
-    shared_gate: Tensor  # [shared, width]
-    shared_up: Tensor  # [shared, width]
+    shared_gate_up: Tensor  # [2 * shared, width], the gate rows before the up rows
     shared_down: Tensor  # [width, shared]
     chosen: int  # experts of one token
     factor: float  # the sum of their weights
@@ -74,7 +77,7 @@ class Weights:
 
     @classmethod
     def of(cls, model: KimiVLForConditionalGeneration) -> "Weights":
-        """Views into a loaded model.
+        """Views into a loaded model, in which weights that read the same vector come to lie side by side.
 
         Raises:
             ValueError: the router is not of the one kind that Kimi-VL uses.
@@ -95,7 +98,7 @@ class Weights:
     @property
     def row(self) -> int:
         """Values of one token in one layer's cache."""
-        return self.layers[0][0].kv_a.shape[0]
+        return self.layers[0][0].row
 
     def rotary(self, context: int) -> Tensor:
         """[context, rope] float32: each position's cosines, then its sines."""
@@ -110,8 +113,7 @@ def _attention(layer: Any, heads: int) -> Attention:
     attention, norm = layer.self_attn, layer.input_layernorm
     return Attention(
         gain=norm.weight,
-        q=attention.q_proj.weight,
-        kv_a=attention.kv_a_proj_with_mqa.weight,
+        projections=join(attention.q_proj.weight, attention.kv_a_proj_with_mqa.weight),
         kv_gain=attention.kv_a_layernorm.weight,
         kv_b=attention.kv_b_proj.weight,
         out=attention.o_proj.weight,
@@ -125,7 +127,7 @@ def _mlp(layer: Any) -> Mlp:
     mlp, norm = layer.mlp, layer.post_attention_layernorm
     gain, eps = norm.weight, norm.variance_epsilon
     if not hasattr(mlp, "experts"):
-        return dense(gain, mlp.gate_proj.weight, mlp.up_proj.weight, mlp.down_proj.weight, eps)
+        return dense(gain, join(mlp.gate_proj.weight, mlp.up_proj.weight), mlp.down_proj.weight, eps)
     shared = mlp.shared_experts
     return Mlp(
         gain=gain,
@@ -133,8 +135,7 @@ def _mlp(layer: Any) -> Mlp:
         bias=mlp.gate.e_score_correction_bias.float(),
         gate_up=mlp.experts.gate_up_proj,
         down=mlp.experts.down_proj,
-        shared_gate=shared.gate_proj.weight,
-        shared_up=shared.up_proj.weight,
+        shared_gate_up=join(shared.gate_proj.weight, shared.up_proj.weight),
         shared_down=shared.down_proj.weight,
         chosen=mlp.gate.top_k,
         factor=mlp.gate.routed_scaling_factor,
@@ -142,8 +143,8 @@ def _mlp(layer: Any) -> Mlp:
     )
 
 
-def dense(gain: Tensor, gate: Tensor, up: Tensor, down: Tensor, eps: float) -> Mlp:
-    """A layer without a router: gate and up [shared, width], down [width, shared]."""
+def dense(gain: Tensor, gate_up: Tensor, down: Tensor, eps: float) -> Mlp:
+    """A layer without a router: gate_up [2 * shared, width], down [width, shared]."""
     width = len(gain)
     return Mlp(
         gain=gain,
@@ -151,10 +152,17 @@ def dense(gain: Tensor, gate: Tensor, up: Tensor, down: Tensor, eps: float) -> M
         bias=gain.new_empty(0, dtype=torch.float32),
         gate_up=gain.new_empty(0, 2, width),
         down=gain.new_empty(0, width, 1),
-        shared_gate=gate,
-        shared_up=up,
+        shared_gate_up=gate_up,
         shared_down=down,
         chosen=0,
         factor=0.0,
         eps=eps,
     )
+
+
+def join(*parameters: Tensor) -> Tensor:
+    """The parameters below one another in one tensor, of which they become views."""
+    whole = torch.cat([parameter.data for parameter in parameters])
+    for parameter, view in zip(parameters, whole.split([len(parameter) for parameter in parameters]), strict=True):
+        parameter.data = view
+    return whole

@@ -1,5 +1,6 @@
 """What the tests of all kernels share."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -7,11 +8,12 @@ import torch
 from torch import Tensor
 
 from kimi_vl.engine.fast.kernels.operation import Operation
-from kimi_vl.engine.fast.weights import Attention
+from kimi_vl.engine.fast.weights import Attention, Mlp, dense
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 HALF = torch.bfloat16 if DEVICE.type == "cuda" else torch.float16  # the interpreter cannot dot bfloat16
-DTYPES = pytest.mark.parametrize("dtype", [torch.float32, HALF], ids=["float32", "half"])
+TYPES = [HALF] if DEVICE.type == "cuda" else [torch.float32, HALF]  # a GPU's float32 products are less exact
+DTYPES = pytest.mark.parametrize("dtype", TYPES, ids=str)
 TOLERANCE = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 8e-3}
 
 
@@ -47,12 +49,25 @@ def attention_weights(heads: int, dtype: torch.dtype, width: int = 40) -> Attent
     nope, rope, value, latent = 32, 16, 64, 128
     return Attention(
         gain=gains(width, dtype),
-        q=normal(heads * (nope + rope), width, dtype=dtype),
-        kv_a=normal(latent + rope, width, dtype=dtype),
+        projections=normal(heads * (nope + rope) + latent + rope, width, dtype=dtype),
         kv_gain=gains(latent, dtype),
         kv_b=normal(heads * (nope + value), latent, dtype=dtype, scale=0.2),
         out=normal(width, heads * value, dtype=dtype),
         heads=heads,
         eps=1e-5,
         kv_eps=1e-6,
+    )
+
+
+def mlp_weights(width: int, inner: int, experts: int, chosen: int, shared: int, dtype: torch.dtype) -> Mlp:
+    gate_up = normal(2 * shared, width, dtype=dtype, scale=0.2)
+    layer = dense(gains(width, dtype), gate_up, normal(width, shared, dtype=dtype), 1e-5)
+    return replace(
+        layer,
+        router=normal(experts, width, dtype=dtype, scale=0.2),
+        bias=normal(experts, scale=0.1),
+        gate_up=normal(experts, 2 * inner, width, dtype=dtype, scale=0.2),
+        down=normal(experts, width, inner, dtype=dtype),
+        chosen=chosen,
+        factor=2.446,
     )

@@ -1,6 +1,7 @@
 """The fast engine with the tiny model on the CPU, where the kernels' references run: the reference engine's tokens."""
 
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -9,16 +10,17 @@ import torch
 from PIL import Image, ImageDraw
 from transformers import TopKLogitsWarper, TopPLogitsWarper
 
-from kimi_vl.engine.base import ModelInputs, SamplingParams
+from kimi_vl.engine.base import ModelInputs, Patches, SamplingParams
 from kimi_vl.engine.fast.engine import FastEngine
 from kimi_vl.engine.reference import ReferenceEngine
 from kimi_vl.model.checkpoint import load_model
 from kimi_vl.model.modeling import KimiVLForConditionalGeneration
 from kimi_vl.model.variants import WEIGHTS
-from kimi_vl.prompt.chat import ChatPrompt, answer_prefix, question, render
+from kimi_vl.prompt.chat import answer_prefix, question, render
 from kimi_vl.prompt.processor import KimiVLProcessor
 
 processor = KimiVLProcessor.from_pretrained(WEIGHTS / "tiny")
+pool = ThreadPoolExecutor(2)
 NO_STOP = SamplingParams(max_new_tokens=20, stop_ids=frozenset((processor.tokenizer.vocab_size,)), temperature=0.0)
 
 
@@ -46,12 +48,7 @@ def tokens(engine: FastEngine | ReferenceEngine, inputs: ModelInputs, params: Sa
 
 
 def ask(text: str, *pictures: Image.Image) -> ModelInputs:
-    return model_inputs(list(pictures), render([question(text, len(pictures))]))
-
-
-def model_inputs(pictures: list[Image.Image], prompt: ChatPrompt) -> ModelInputs:
-    features = processor(pictures, prompt)
-    return ModelInputs(features["input_ids"], features.get("pixel_values"), features.get("image_grid_hws"))
+    return processor.prepare(pictures, render([question(text, len(pictures))]), pool)
 
 
 def number(value: int, width: int = 140, height: int = 100) -> Image.Image:
@@ -80,7 +77,7 @@ def test_logits_after_a_prompt_in_chunks(
 ) -> None:
     monkeypatch.setattr("kimi_vl.engine.fast.engine.CHUNK", chunk)
     inputs = REQUESTS["pictures"]
-    full = model(inputs.input_ids, pixel_values=inputs.pixel_values, image_grid_hws=inputs.image_grid_hws).logits[0, -1]
+    full = model(inputs.input_ids, **inputs.tensors()).logits[0, -1]
     engine._read(inputs)
     torch.testing.assert_close(engine.decoder.logits, full.float(), rtol=1e-3, atol=1e-3)
 
@@ -137,7 +134,7 @@ def conversation(pictures: list[Image.Image], *turns: str) -> ModelInputs:
     messages: list[dict[str, Any]] = [dict(question(turns[0], len(pictures)))]
     for place, turn in enumerate(turns[1:]):
         messages.append({"role": "user" if place % 2 else "assistant", "content": turn})
-    return model_inputs(pictures, render(messages))
+    return processor.prepare(pictures, render(messages), pool)
 
 
 FIRST = conversation([number(42)], "What number is in the picture?")
@@ -149,9 +146,9 @@ def test_a_conversation_goes_on_where_it_was(
 ) -> None:
     tokens(engine, FIRST)
     assert engine.cached_tokens == 0
-    continued = tokens(engine, SECOND)
-    assert engine.cached_tokens == FIRST.input_ids.shape[1]
-    assert continued == tokens(reference, SECOND)
+    continued = engine.generate(SECOND, NO_STOP)
+    assert list(continued) == tokens(reference, SECOND)
+    assert continued.cached_tokens == engine.cached_tokens == FIRST.input_ids.shape[1]
     tokens(engine, SECOND)  # nothing new to compute but the last chunk
     assert engine.cached_tokens == FIRST.input_ids.shape[1]
 
@@ -190,16 +187,13 @@ def test_a_stop_takes_effect_and_the_next_request_is_right(engine: FastEngine, r
     assert tokens(engine, REQUESTS["picture"]) == tokens(reference, REQUESTS["picture"])
 
 
-def test_features_of_recent_pictures_are_kept_within_the_bound(
-    engine: FastEngine, monkeypatch: pytest.MonkeyPatch
+def test_a_picture_whose_patches_fail_costs_nothing_that_was_there(
+    engine: FastEngine, reference: ReferenceEngine
 ) -> None:
-    encoded: list[int] = []
-    encode = engine.pictures.encode
-    monkeypatch.setattr(engine.pictures, "encode", lambda p, grids: (encoded.append(len(grids)), encode(p, grids))[1])
-    tokens(engine, REQUESTS["pictures"])
-    tokens(engine, REQUESTS["picture"])
-    assert encoded == [3], "one picture was among the three"
-    monkeypatch.setattr("kimi_vl.engine.fast.pictures.KEPT_BYTES", 0)
-    tokens(engine, ask("What number is in the picture?", number(1)))
-    tokens(engine, ask("What number is in the picture?", number(1)))
-    assert encoded == [3, 1, 1]
+    tokens(engine, FIRST)
+    broken: Future[Patches] = Future()
+    broken.set_exception(MemoryError())
+    with pytest.raises(MemoryError):
+        tokens(engine, replace(FIRST, pictures=[replace(FIRST.pictures[0], patches=broken)]))
+    assert tokens(engine, SECOND) == tokens(reference, SECOND)
+    assert engine.cached_tokens == FIRST.input_ids.shape[1]

@@ -1,40 +1,53 @@
-"""Each kernel of a prompt and of a picture against its reference, over sizes that fill no tile."""
+"""Each kernel of a prompt against its reference, over sizes that fill no tile."""
 
 import pytest
 import torch
 
-from kimi_vl.engine.fast.kernels.picture import rotate_patches
+from kimi_vl.engine.fast.kernels.join import join
 from kimi_vl.engine.fast.kernels.prompt import gate, mix, rotate
 from kimi_vl.engine.fast.kernels.prompt_attention import KEYS, ROWS, attend_prompt
-from tests.engine.fast.kernels import DEVICE, DTYPES, TOLERANCE, attention_weights, check, normal, poison
+from kimi_vl.engine.fast.kernels.prompt_routing import TOKENS, arrange, choose
+from tests.engine.fast.kernels import DEVICE, DTYPES, TOLERANCE, attention_weights, check, mlp_weights, normal, poison
+
+
+def span(start: int, length: int) -> torch.Tensor:
+    return torch.tensor([start, length], dtype=torch.int32, device=DEVICE)
+
+
+def integers(*shape: int) -> torch.Tensor:
+    return torch.full(shape, -1, dtype=torch.int32, device=DEVICE)
 
 
 @DTYPES
 @pytest.mark.parametrize("heads", [1, 3, 16])
 def test_rotate(heads: int, dtype: torch.dtype) -> None:
     weights = attention_weights(heads, dtype)
-    q, fresh = normal(5, len(weights.q), dtype=dtype), normal(5, len(weights.kv_a), dtype=dtype)
-    rows = poison(5, len(weights.kv_a), dtype=dtype)
-    check(rotate, [q, rows], q, fresh, weights, normal(5, weights.rope), rows, tolerance=TOLERANCE[dtype])
+    projected, cache = normal(7, len(weights.projections), dtype=dtype), poison(20, weights.row, dtype=dtype)
+    rotary = normal(20, weights.rope)
+    check(rotate, [projected], projected, weights, rotary, cache, span(9, 5), tolerance=TOLERANCE[dtype])
+    assert cache[:9].isnan().all()
+    assert cache[14:].isnan().all()
+    cache.zero_()
+    check(rotate, [cache], projected, weights, rotary, cache, span(9, 5), tolerance=TOLERANCE[dtype])
 
 
 @DTYPES
 @pytest.mark.parametrize(("rows", "width"), [(1, 1), (3, 700), (2, 2100)])
 def test_gate(rows: int, width: int, dtype: torch.dtype) -> None:
     out = poison(rows, width, dtype=dtype)
-    apart = normal(rows, width, dtype=dtype), normal(rows, width, dtype=dtype)
-    check(gate, [out], *apart, out, tolerance=TOLERANCE[dtype])
-    both = normal(rows, 2 * width, dtype=dtype)
-    check(gate, [out], both[:, :width], both[:, width:], out, tolerance=TOLERANCE[dtype])
+    check(gate, [out], normal(rows, 2 * width, dtype=dtype), out, tolerance=TOLERANCE[dtype])
 
 
 @DTYPES
 @pytest.mark.parametrize(("tokens", "width", "chosen"), [(1, 8, 1), (7, 200, 6)])
 def test_mix(tokens: int, width: int, chosen: int, dtype: torch.dtype) -> None:
-    x, shared = normal(tokens, width, dtype=dtype), normal(tokens, width, dtype=dtype)
-    places = torch.randperm(tokens * chosen, device=DEVICE).view(tokens, chosen)
+    padded = tokens + 2
+    x, shared = normal(padded, width, dtype=dtype), normal(padded, width, dtype=dtype)
+    places = integers(padded, chosen)
+    places[:tokens] = torch.randperm(tokens * chosen, dtype=torch.int32, device=DEVICE).view(tokens, chosen)
     outputs = normal(tokens * chosen, width, dtype=dtype)
-    check(mix, [x], x, shared, outputs, places, normal(tokens, chosen), tolerance=TOLERANCE[dtype])
+    arguments = x, shared, outputs, places, normal(padded, chosen), span(3, tokens)
+    check(mix, [x], *arguments, tolerance=TOLERANCE[dtype])
 
 
 @DTYPES
@@ -42,21 +55,45 @@ def test_mix(tokens: int, width: int, chosen: int, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize(
     ("past", "tokens"), [(0, 1), (0, ROWS), (0, ROWS + 1), (1, 5), (KEYS, 1), (KEYS - 1, ROWS + 3), (3 * KEYS + 5, 70)]
 )
-def test_attend_prompt(past: int, tokens: int, heads: int, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("padding", [0, ROWS])
+def test_attend_prompt(past: int, tokens: int, heads: int, padding: int, dtype: torch.dtype) -> None:
     weights = attention_weights(heads, dtype)
-    q, kv = normal(tokens, len(weights.q), dtype=dtype), normal(past + tokens, len(weights.kv_b), dtype=dtype)
-    cache = normal(past + tokens + 9, len(weights.kv_a), dtype=dtype)
-    cache[past + tokens :] = float("nan")  # what no token has written may hold anything
-    out = poison(tokens, heads * weights.value, dtype=dtype)
-    rows = cache[: past + tokens]
-    check(attend_prompt, [out], q, kv, rows, weights, out, tolerance=max(TOLERANCE[dtype], 1e-5))
+    context = past + tokens
+    q = normal(tokens + padding, heads * 48 + 16, dtype=dtype)[:, :-16]
+    kv = normal(context + padding, len(weights.kv_b), dtype=dtype)
+    cache = normal(context + 9, weights.row, dtype=dtype)
+    cache[context:] = kv[context:] = float("nan")  # what no token has written may hold anything
+    out = torch.zeros(tokens + padding, heads * weights.value, dtype=dtype, device=DEVICE)
+    arguments = q, kv, cache, weights, span(past, tokens), out
+    check(attend_prompt, [out], *arguments, tolerance=max(TOLERANCE[dtype], 1e-5))
 
 
 @DTYPES
-@pytest.mark.parametrize("size", [72, 8])
-def test_rotate_patches(size: int, dtype: torch.dtype) -> None:
-    qkv = normal(5, 3, 2, size, dtype=dtype)
-    values = qkv[:, 2].clone()
-    angles = normal(5, size // 2)
-    check(rotate_patches, [qkv], qkv, angles.cos(), angles.sin(), tolerance=TOLERANCE[dtype])
-    assert qkv[:, 2].equal(values)
+@pytest.mark.parametrize("padding", [0, 40])
+@pytest.mark.parametrize(("length", "width", "experts", "chosen"), [(1, 40, 3, 1), (32, 128, 8, 2), (77, 200, 64, 6)])
+def test_choosing_experts_and_arranging_tokens(
+    length: int, width: int, experts: int, chosen: int, padding: int, dtype: torch.dtype
+) -> None:
+    mlp = mlp_weights(width, 16, experts, chosen, 8, dtype)
+    hidden = normal(length + padding, width, dtype=dtype)
+    hidden[length:] = float("nan")
+    blocks = -(-len(hidden) // TOKENS)
+    where = span(5, length)
+    ids, weights = integers(len(hidden), chosen), torch.zeros(len(hidden), chosen, device=DEVICE)
+    counts = integers(blocks, experts)
+    check(choose, [ids, weights, counts], hidden, mlp, ids, weights, counts, where, tolerance=1e-5)
+    arranged = torch.zeros(len(hidden) * chosen, width, dtype=dtype, device=DEVICE)
+    places, ends = integers(len(hidden), chosen), integers(experts)
+    written = [arranged, places, ends]
+    check(arrange, written, hidden, ids, counts, arranged, places, ends, where, tolerance=1e-9)
+    for expert in range(experts):
+        rows = (places[:length] < ends[expert]) & (places[:length] >= (ends[expert - 1] if expert else 0))
+        assert rows.equal(ids[:length] == expert)
+
+
+@DTYPES
+@pytest.mark.parametrize(("parts", "heads"), [(1, 1), (5, 3)])
+def test_join(parts: int, heads: int, dtype: torch.dtype) -> None:
+    out = poison(7, heads * 32, dtype=dtype)
+    arguments = normal(parts, 7, heads, 32, dtype=dtype), normal(parts, heads, 7, scale=20), out
+    check(join, [out], *arguments, tolerance=TOLERANCE[dtype])

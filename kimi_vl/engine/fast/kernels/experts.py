@@ -16,6 +16,7 @@ from kimi_vl.engine.fast.kernels.operation import (
     dot_rows,
     launch_options,
     load_rows,
+    pieces,
     release_next,
     wait_for_previous,
 )
@@ -24,16 +25,33 @@ from kimi_vl.engine.fast.weights import Mlp
 
 
 @triton.jit
+def _load_pieces(matrix, rows, COLUMNS: tl.constexpr, A: tl.constexpr, B: tl.constexpr, C: tl.constexpr):
+    """Whole rows of a matrix, in the pieces of `pieces`."""
+    a = load_rows(matrix, rows, tl.arange(0, A), COLUMNS, False)
+    b = load_rows(matrix, rows, A + tl.arange(0, B), COLUMNS, False)
+    c = load_rows(matrix, rows, A + B + tl.arange(0, C), COLUMNS, A + B + C > COLUMNS)
+    return a.to(tl.float32), b.to(tl.float32), c.to(tl.float32)
+
+
+@triton.jit
+def _load_vector(vector, COLUMNS: tl.constexpr, A: tl.constexpr, B: tl.constexpr, C: tl.constexpr):
+    """A vector in the same pieces, each as one row."""
+    last = A + B + tl.arange(0, C)
+    a, b = tl.load(vector + tl.arange(0, A)), tl.load(vector + A + tl.arange(0, B))
+    c = tl.load(vector + last, mask=last < COLUMNS, other=0.0)
+    return a.to(tl.float32)[None, :], b.to(tl.float32)[None, :], c.to(tl.float32)[None, :]
+
+
+@triton.jit
 def _add_shared(
-    x, shared_down, shared, rows, WIDTH, SHARED: tl.constexpr, SHARED_BLOCK: tl.constexpr, PDL: tl.constexpr
+    x, shared_down, shared, rows, SHARED: tl.constexpr, A: tl.constexpr, B: tl.constexpr, C: tl.constexpr, PDL
 ):
-    columns = tl.arange(0, SHARED_BLOCK)
-    tile = load_rows(shared_down, rows, WIDTH, columns, SHARED)
+    a, b, c = _load_pieces(shared_down, rows, SHARED, A, B, C)
     wait_for_previous(PDL)
     release_next(PDL)  # not earlier: the next kernel reads the chosen experts before it waits
-    vector = tl.load(shared + columns, mask=columns < SHARED, other=0.0)
-    before = tl.load(x + rows, mask=rows < WIDTH)
-    tl.store(x + rows, before + dot_rows(tile, vector), mask=rows < WIDTH)
+    vector_a, vector_b, vector_c = _load_vector(shared, SHARED, A, B, C)
+    added = tl.sum(a * vector_a, 1) + tl.sum(b * vector_b, 1) + tl.sum(c * vector_c, 1)
+    tl.store(x + rows, tl.load(x + rows) + added)
 
 
 @triton.jit
@@ -53,11 +71,11 @@ def _activate(
     wait_for_previous(PDL)
     release_next(PDL)
     expert = gate_up + tl.load(experts + slot).to(tl.int64) * (2 * INNER * WIDTH)
-    gate = load_rows(expert, rows, INNER, columns, WIDTH)
-    up = load_rows(expert + INNER * WIDTH, rows, INNER, columns, WIDTH)
+    gate = load_rows(expert, rows, columns, WIDTH, WIDTH_BLOCK != WIDTH)
+    up = load_rows(expert + INNER * WIDTH, rows, columns, WIDTH, WIDTH_BLOCK != WIDTH)
     vector = tl.load(hidden + columns, mask=columns < WIDTH, other=0.0)
     activation = silu(dot_rows(gate, vector)) * dot_rows(up, vector)
-    tl.store(activations + slot * INNER + rows, activation.to(activations.dtype.element_ty), mask=rows < INNER)
+    tl.store(activations + slot * INNER + rows, activation.to(activations.dtype.element_ty))
 
 
 @triton.jit
@@ -73,18 +91,20 @@ def _expand_kernel(
     WIDTH_BLOCK: tl.constexpr,
     INNER: tl.constexpr,
     SHARED: tl.constexpr,
-    SHARED_BLOCK: tl.constexpr,
+    A: tl.constexpr,
+    B: tl.constexpr,
+    C: tl.constexpr,
     DOWN_ROWS: tl.constexpr,
     ROWS: tl.constexpr,
     PDL: tl.constexpr,
 ):
     program = tl.program_id(0)
-    down_programs: tl.constexpr = (WIDTH + DOWN_ROWS - 1) // DOWN_ROWS
+    down_programs: tl.constexpr = WIDTH // DOWN_ROWS
     if program < down_programs:
         rows = program * DOWN_ROWS + tl.arange(0, DOWN_ROWS)
-        _add_shared(x, shared_down, shared, rows, WIDTH, SHARED, SHARED_BLOCK, PDL)
+        _add_shared(x, shared_down, shared, rows, SHARED, A, B, C, PDL)
     else:
-        blocks: tl.constexpr = (INNER + ROWS - 1) // ROWS
+        blocks: tl.constexpr = INNER // ROWS
         slot = (program - down_programs) // blocks
         lanes = (program - down_programs) % blocks * ROWS + tl.arange(0, ROWS)
         _activate(hidden, experts, gate_up, activations, slot, lanes, WIDTH, WIDTH_BLOCK, INNER, PDL)
@@ -94,8 +114,8 @@ def _launch_expand(x: Tensor, mlp: Mlp, work: Scratch) -> None:
     width, shared = mlp.shared_down.shape
     inner = mlp.down.shape[2]
     tile, down_tile = TILES["gate_up"], TILES["shared_down"]
-    rows, down_rows = tile.rows(2 * width), down_tile.rows(shared)
-    _expand_kernel[(triton.cdiv(width, down_rows) + mlp.chosen * triton.cdiv(inner, rows),)](
+    rows, down_rows = tile.rows(inner, 2 * width), down_tile.rows(width, shared)
+    _expand_kernel[(width // down_rows + mlp.chosen * (inner // rows),)](
         x,
         work.hidden,
         work.experts,
@@ -107,7 +127,7 @@ def _launch_expand(x: Tensor, mlp: Mlp, work: Scratch) -> None:
         WIDTH_BLOCK=triton.next_power_of_2(width),
         INNER=inner,
         SHARED=shared,
-        SHARED_BLOCK=triton.next_power_of_2(shared),
+        **pieces(shared),
         DOWN_ROWS=down_rows,
         ROWS=rows,
         **launch_options(x, tile.warps),
@@ -134,53 +154,49 @@ def _contract_kernel(
     weights,
     down,
     activations,
-    WIDTH,
+    WIDTH: tl.constexpr,
     INNER: tl.constexpr,
-    INNER_BLOCK: tl.constexpr,
+    A: tl.constexpr,
+    B: tl.constexpr,
+    C: tl.constexpr,
     CHOSEN: tl.constexpr,
-    CHOSEN_BLOCK: tl.constexpr,
     ROWS: tl.constexpr,
     PDL: tl.constexpr,
 ):
     release_next(PDL)
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    slots = tl.arange(0, CHOSEN_BLOCK)
-    columns = tl.arange(0, INNER_BLOCK)
-    known = slots < CHOSEN
-    # `route` has ended: `expand` let this kernel start only after its own wait for it.
-    ids = tl.load(experts + slots, mask=known, other=0, cache_modifier=".cg").to(tl.int64)
-    places = (ids[:, None] * WIDTH + rows[None, :]) * INNER
-    inside = known[:, None] & (rows < WIDTH)[None, :]
-    mask = inside[:, :, None] & (columns < INNER)[None, None, :]
-    tile = tl.load(down + places[:, :, None] + columns[None, None, :], mask=mask, other=0.0)
-    wait_for_previous(PDL)
-    weight = tl.load(weights + slots, mask=known, other=0.0)
-    vectors = tl.load(
-        activations + slots[:, None] * INNER + columns[None, :],
-        mask=known[:, None] & (columns < INNER)[None, :],
-        other=0.0,
-    )
-    products = tile.to(tl.float32) * (vectors.to(tl.float32) * weight[:, None])[:, None, :]
-    added = tl.sum(tl.sum(products, 0), 1)
-    before = tl.load(x + rows, mask=rows < WIDTH)
-    tl.store(x + rows, before + added, mask=rows < WIDTH)
+    sum_a = tl.zeros([ROWS, A], tl.float32)
+    sum_b = tl.zeros([ROWS, B], tl.float32)
+    sum_c = tl.zeros([ROWS, C], tl.float32)
+    for slot in tl.static_range(CHOSEN):
+        # `route` has ended: `expand` let this kernel start only after its own wait for it.
+        expert = tl.load(experts + slot, cache_modifier=".cg").to(tl.int64)
+        a, b, c = _load_pieces(down + expert * (WIDTH * INNER), rows, INNER, A, B, C)
+        if slot == 0:
+            wait_for_previous(PDL)
+        weight = tl.load(weights + slot)
+        vector_a, vector_b, vector_c = _load_vector(activations + slot * INNER, INNER, A, B, C)
+        sum_a += a * (vector_a * weight)
+        sum_b += b * (vector_b * weight)
+        sum_c += c * (vector_c * weight)
+    added = tl.sum(sum_a, 1) + tl.sum(sum_b, 1) + tl.sum(sum_c, 1)
+    tl.store(x + rows, tl.load(x + rows) + added)
 
 
 def _launch_contract(x: Tensor, mlp: Mlp, work: Scratch) -> None:
     _, width, inner = mlp.down.shape
     tile = TILES["down"]
-    rows = tile.rows(inner)
-    _contract_kernel[(triton.cdiv(width, rows),)](
+    rows = tile.rows(width, inner)
+    _contract_kernel[(width // rows,)](
         x,
         work.experts,
         work.weights,
         mlp.down,
         work.activations,
-        width,
+        WIDTH=width,
         INNER=inner,
-        INNER_BLOCK=triton.next_power_of_2(inner),
+        **pieces(inner),
         CHOSEN=mlp.chosen,
-        CHOSEN_BLOCK=triton.next_power_of_2(mlp.chosen),
         ROWS=rows,
         **launch_options(x, tile.warps),
     )

@@ -14,9 +14,13 @@ from kimi_vl.engine.fast.kernels.operation import Operation, dot_rows, launch_op
 from kimi_vl.engine.fast.weights import Attention
 
 SPLITS = 128  # parts of the cache that are attended to at the same time: about one for each multiprocessor
-TOKENS = 32  # cached tokens in a tile
+TOKENS = 64  # cached tokens in a tile
+STAGES = 3  # tiles on their way
 MERGE_ROWS = 16  # value rows in one program of `merge`
-MERGE_SPLITS = 16  # splits that `merge` reads at once
+MERGE_SPLITS = 32  # splits that `merge` reads at once
+MERGE_STAGES = 4  # such reads on their way
+WARPS = 4
+LOG2_E = 1.4426950408889634
 
 
 @triton.jit
@@ -31,9 +35,8 @@ def _attend_kernel(
     query,
     cache,
     position_pointer,
+    parts,
     sums,
-    maxima,
-    totals,
     scale,
     HEADS: tl.constexpr,
     HEADS_BLOCK: tl.constexpr,
@@ -43,7 +46,7 @@ def _attend_kernel(
     SPLITS: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    release_next(PDL)
+    # The next kernel is not released: its programs would crowd out some of these, which need a multiprocessor each.
     split = tl.program_id(0)
     heads = tl.arange(0, HEADS_BLOCK)
     columns = tl.arange(0, LATENT)
@@ -70,61 +73,55 @@ def _attend_kernel(
             scores = tl.dot(q_latent, tl.trans(latent)) + tl.dot(q_rope, tl.trans(rope))
             scores = tl.where((tokens < last)[None, :], scores * scale, float("-inf"))
             larger = tl.maximum(maximum, tl.max(scores, 1))
-            shrink = tl.exp(maximum - larger)
-            weights = tl.exp(scores - larger[:, None])
+            shrink = tl.exp2(maximum - larger)
+            weights = tl.exp2(scores - larger[:, None])
             total = total * shrink + tl.sum(weights, 1)
             weighted = weighted * shrink[:, None] + tl.dot(weights.to(latent.dtype), latent)
             maximum = larger
         place = split * HEADS + heads
-        tl.store(sums + place[:, None] * LATENT + columns[None, :], weighted, mask=known[:, None])
-        tl.store(maxima + place, maximum, mask=known)
-        tl.store(totals + place, total, mask=known)
+        part = (weighted / total[:, None]).to(parts.dtype.element_ty)
+        tl.store(parts + place[:, None] * LATENT + columns[None, :], part, mask=known[:, None])
+        tl.store(sums + place, maximum + tl.log2(total), mask=known)
 
 
-def _launch_attend(
-    query: Tensor, cache: Tensor, position: Tensor, sums: Tensor, maxima: Tensor, totals: Tensor, scale: float
-) -> None:
-    splits, heads, latent = sums.shape
+def _launch_attend(query: Tensor, cache: Tensor, position: Tensor, parts: Tensor, sums: Tensor, scale: float) -> None:
+    splits, heads, latent = parts.shape
     _attend_kernel[(splits,)](
         query,
         cache,
         position,
+        parts,
         sums,
-        maxima,
-        totals,
-        scale,
+        scale * LOG2_E,
         HEADS=heads,
         HEADS_BLOCK=max(16, triton.next_power_of_2(heads)),
         LATENT=latent,
         ROPE=query.shape[1] - latent,
         TOKENS=TOKENS,
         SPLITS=splits,
-        num_stages=2,
-        **launch_options(query, 8),
+        num_stages=STAGES,
+        **launch_options(query, WARPS),
     )
 
 
-def attend_reference(
-    query: Tensor, cache: Tensor, position: Tensor, sums: Tensor, maxima: Tensor, totals: Tensor, scale: float
-) -> None:
+def attend_reference(query: Tensor, cache: Tensor, position: Tensor, parts: Tensor, sums: Tensor, scale: float) -> None:
     """Attention of the query to each split of the cache, to be joined by `merge`. Unused splits are left as they are.
 
     Args:
         query: [heads, latent + rope].
         cache: [context, latent + rope]; rows 0 to position, both included, are attended to.
         position: [1] int32.
-        sums: [splits, heads, latent] float32, written: the sum of exp(score - maximum) * latent.
-        maxima, totals: [splits, heads] float32, written: the largest score, and the sum of exp(score - maximum).
+        parts: [splits, heads, latent] of the cache's type, written: the weighted mean of a split's latents.
+        sums: [splits, heads] float32, written: the base-2 logarithm of a split's sum of exp(score).
         scale: of the scores.
     """
     length = int(position) + 1
-    for split, first in enumerate(range(0, length, _share(length, sums.shape[0]))):
-        rows = cache[first : min(first + _share(length, sums.shape[0]), length)].float()
+    splits, _, latent = parts.shape
+    for split, first in enumerate(range(0, length, _share(length, splits))):
+        rows = cache[first : min(first + _share(length, splits), length)].float()
         scores = query.float() @ rows.T * scale
-        maxima[split] = scores.amax(1)
-        weights = torch.exp(scores - maxima[split, :, None])
-        totals[split] = weights.sum(1)
-        sums[split] = weights.to(cache.dtype).float() @ rows[:, : sums.shape[2]]
+        parts[split] = scores.softmax(1) @ rows[:, :latent]
+        sums[split] = scores.logsumexp(1) * LOG2_E
 
 
 def _share(length: int, splits: int) -> int:
@@ -136,9 +133,8 @@ attend = Operation(_launch_attend, attend_reference)
 
 @triton.jit
 def _merge_kernel(
+    parts,
     sums,
-    maxima,
-    totals,
     kv_b,
     position_pointer,
     out,
@@ -150,6 +146,7 @@ def _merge_kernel(
     SPLITS: tl.constexpr,
     SPLITS_BLOCK: tl.constexpr,
     GROUP: tl.constexpr,
+    STAGES: tl.constexpr,
     ROWS: tl.constexpr,
     PDL: tl.constexpr,
 ):
@@ -162,30 +159,26 @@ def _merge_kernel(
     position = tl.load(position_pointer)
     used = position // _tokens_per_split(position, TOKENS, SPLITS) + 1
     splits = tl.arange(0, SPLITS_BLOCK)
-    largest = tl.max(tl.load(maxima + splits * HEADS + head, mask=splits < used, other=float("-inf")))
+    largest = tl.max(tl.load(sums + splits * HEADS + head, mask=splits < used, other=float("-inf")))
     total = 0.0
     latent = tl.zeros([LATENT], tl.float32)
-    for start in range(0, used, GROUP):
+    for start in tl.range(0, used, GROUP, num_stages=STAGES):
         group = start + tl.arange(0, GROUP)
         inside = group < used
-        part = tl.load(
-            sums + (group * HEADS + head)[:, None] * LATENT + columns[None, :], mask=inside[:, None], other=0.0
-        )
-        factor = tl.exp(tl.load(maxima + group * HEADS + head, mask=inside, other=float("-inf")) - largest)
-        total += tl.sum(factor * tl.load(totals + group * HEADS + head, mask=inside, other=0.0))
-        latent += tl.sum(part * factor[:, None], 0)
+        places = (group * HEADS + head)[:, None] * LATENT + columns[None, :]
+        part = tl.load(parts + places, mask=inside[:, None], other=0.0).to(tl.float32)
+        share = tl.exp2(tl.load(sums + group * HEADS + head, mask=inside, other=float("-inf")) - largest)
+        total += tl.sum(share)
+        latent += tl.sum(part * share[:, None], 0)
     latent = (latent / total).to(values.dtype)
     tl.store(out + head * VALUE + rows, dot_rows(values, latent).to(out.dtype.element_ty))
 
 
-def _launch_merge(
-    sums: Tensor, maxima: Tensor, totals: Tensor, attention: Attention, position: Tensor, out: Tensor
-) -> None:
-    splits, heads, latent = sums.shape
+def _launch_merge(parts: Tensor, sums: Tensor, attention: Attention, position: Tensor, out: Tensor) -> None:
+    splits, heads, latent = parts.shape
     _merge_kernel[(heads, attention.value // MERGE_ROWS)](
+        parts,
         sums,
-        maxima,
-        totals,
         attention.kv_b,
         position,
         out,
@@ -197,27 +190,26 @@ def _launch_merge(
         SPLITS=splits,
         SPLITS_BLOCK=triton.next_power_of_2(splits),
         GROUP=MERGE_SPLITS,
+        STAGES=MERGE_STAGES,
         ROWS=MERGE_ROWS,
-        **launch_options(sums, 4),
+        **launch_options(parts, WARPS),
     )
 
 
-def merge_reference(
-    sums: Tensor, maxima: Tensor, totals: Tensor, attention: Attention, position: Tensor, out: Tensor
-) -> None:
+def merge_reference(parts: Tensor, sums: Tensor, attention: Attention, position: Tensor, out: Tensor) -> None:
     """Joins what `attend` wrote and applies kv_b_proj's value half.
 
     Args:
-        sums, maxima, totals: of `attend`.
+        parts, sums: of `attend`.
         attention: the layer's weights.
         position: [1] int32.
         out: [heads * value] of the weights' type, written: what o_proj takes.
     """
-    splits, heads, latent = sums.shape
+    splits, heads, latent = parts.shape
     length = int(position) + 1
     used = triton.cdiv(length, _share(length, splits))
-    factors = torch.exp(maxima[:used] - maxima[:used].amax(0))
-    mixed = (sums[:used] * factors[..., None]).sum(0) / (totals[:used] * factors).sum(0)[:, None]
+    shares = torch.softmax(sums[:used] / LOG2_E, 0)
+    mixed = (parts[:used].float() * shares[..., None]).sum(0)
     values = attention.kv_b.view(heads, -1, latent)[:, attention.nope :].float()
     out.copy_(torch.einsum("hl,hvl->hv", mixed.to(out.dtype).float(), values).flatten())
 

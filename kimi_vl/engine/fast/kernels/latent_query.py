@@ -14,7 +14,6 @@ from torch import Tensor
 from kimi_vl.engine.fast.kernels.operation import (
     Operation,
     launch_options,
-    release_next,
     rms_norm,
     wait_for_previous,
 )
@@ -83,7 +82,6 @@ def _absorb_kernel(
     EPS: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    release_next(PDL)
     program = tl.program_id(0)
     chunks: tl.constexpr = LATENT // COLUMNS
     if program < HEADS * chunks:
@@ -106,7 +104,12 @@ def _absorb_kernel(
 
 
 def _launch_absorb(
-    projected: Tensor, attention: Attention, rotary: Tensor, position: Tensor, cache: Tensor, query: Tensor
+    projected: Tensor,
+    attention: Attention,
+    rotary: Tensor,
+    position: Tensor,
+    cache: Tensor,
+    query: Tensor,
 ) -> None:
     heads, latent = attention.heads, attention.latent
     _absorb_kernel[(heads * (latent // COLUMNS) + 1,)](
@@ -130,7 +133,12 @@ def _launch_absorb(
 
 
 def absorb_reference(
-    projected: Tensor, attention: Attention, rotary: Tensor, position: Tensor, cache: Tensor, query: Tensor
+    projected: Tensor,
+    attention: Attention,
+    rotary: Tensor,
+    position: Tensor,
+    cache: Tensor,
+    query: Tensor,
 ) -> None:
     """Makes the absorbed, rotated query of the token at `position` and writes that token's row of the cache.
 

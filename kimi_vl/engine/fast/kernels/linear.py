@@ -1,6 +1,7 @@
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
 """Matrix times vector, for decoding one token: each weight is read once, at the speed of the memory."""
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -22,11 +23,8 @@ from kimi_vl.engine.fast.kernels.operation import (
 def _norm_linear_kernel(
     x,
     gain,
-    first,
-    second,
+    weight,
     out,
-    FIRST: tl.constexpr,
-    SECOND: tl.constexpr,
     COLUMNS: tl.constexpr,
     BLOCK: tl.constexpr,
     ROWS: tl.constexpr,
@@ -34,40 +32,23 @@ def _norm_linear_kernel(
     PDL: tl.constexpr,
 ):
     release_next(PDL)
-    program = tl.program_id(0)
     columns = tl.arange(0, BLOCK)
-    lanes = tl.arange(0, ROWS)
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     gains = tl.load(gain + columns, mask=columns < COLUMNS, other=0.0)
-    programs: tl.constexpr = (FIRST + ROWS - 1) // ROWS
-    if program < programs:
-        rows = program * ROWS + lanes
-        tile = load_rows(first, rows, FIRST, columns, COLUMNS)
-        wait_for_previous(PDL)
-        hidden = load_normalised(x, gains, columns, COLUMNS, EPS)
-        tl.store(out + rows, dot_rows(tile, hidden), mask=rows < FIRST)
-    else:
-        rows = (program - programs) * ROWS + lanes
-        tile = load_rows(second, rows, SECOND, columns, COLUMNS)
-        wait_for_previous(PDL)
-        hidden = load_normalised(x, gains, columns, COLUMNS, EPS)
-        tl.store(out + FIRST + rows, dot_rows(tile, hidden), mask=rows < SECOND)
+    tile = load_rows(weight, rows, columns, COLUMNS, BLOCK != COLUMNS)
+    wait_for_previous(PDL)
+    hidden = load_normalised(x, gains, columns, COLUMNS, EPS)
+    tl.store(out + rows, dot_rows(tile, hidden))
 
 
-def _launch_norm_linear(
-    x: Tensor, gain: Tensor, first: Tensor, second: Tensor | None, out: Tensor, eps: float, tile: str
-) -> None:
-    columns = x.shape[0]
-    rows = TILES[tile].rows(columns)
-    sizes = first.shape[0], 0 if second is None else second.shape[0]
-    grid = (sum(triton.cdiv(size, rows) for size in sizes),)
-    _norm_linear_kernel[grid](
+def _launch_norm_linear(x: Tensor, gain: Tensor, weight: Tensor, out: Tensor, eps: float, tile: str) -> None:
+    height, columns = weight.shape
+    rows = TILES[tile].rows(height, columns)
+    _norm_linear_kernel[(height // rows,)](
         x,
         gain,
-        first,
-        first if second is None else second,
+        weight,
         out,
-        FIRST=sizes[0],
-        SECOND=sizes[1],
         COLUMNS=columns,
         BLOCK=triton.next_power_of_2(columns),
         ROWS=rows,
@@ -76,23 +57,18 @@ def _launch_norm_linear(
     )
 
 
-def norm_linear_reference(
-    x: Tensor, gain: Tensor, first: Tensor, second: Tensor | None, out: Tensor, eps: float, tile: str
-) -> None:
-    """out = [first; second] @ RMSNorm(x), for one or two weights that read the same vector.
+def norm_linear_reference(x: Tensor, gain: Tensor, weight: Tensor, out: Tensor, eps: float, tile: str) -> None:
+    """out = weight @ RMSNorm(x).
 
     Args:
         x: [columns] float32.
         gain: [columns], the norm's weight.
-        first, second: [rows, columns] weights of the gain's type.
-        out: [all rows] float32.
+        weight: [rows, columns] of the gain's type.
+        out: [rows] float32.
         eps: the norm's epsilon.
         tile: which of TILES the kernel uses.
     """
-    hidden = rms_norm(x, gain, eps).float()
-    out[: first.shape[0]] = first.float() @ hidden
-    if second is not None:
-        out[first.shape[0] :] = second.float() @ hidden
+    torch.mv(weight.float(), rms_norm(x, gain, eps).float(), out=out)
 
 
 norm_linear = Operation(_launch_norm_linear, norm_linear_reference)
@@ -103,7 +79,6 @@ def _linear_add_kernel(
     x,
     weight,
     a,
-    HEIGHT,
     COLUMNS: tl.constexpr,
     BLOCK: tl.constexpr,
     ROWS: tl.constexpr,
@@ -112,22 +87,20 @@ def _linear_add_kernel(
     release_next(PDL)
     columns = tl.arange(0, BLOCK)
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    tile = load_rows(weight, rows, HEIGHT, columns, COLUMNS)
+    tile = load_rows(weight, rows, columns, COLUMNS, BLOCK != COLUMNS)
     wait_for_previous(PDL)
     vector = tl.load(a + columns, mask=columns < COLUMNS, other=0.0)
-    before = tl.load(x + rows, mask=rows < HEIGHT)
-    tl.store(x + rows, before + dot_rows(tile, vector), mask=rows < HEIGHT)
+    tl.store(x + rows, tl.load(x + rows) + dot_rows(tile, vector))
 
 
 def _launch_linear_add(x: Tensor, weight: Tensor, a: Tensor) -> None:
     height, columns = weight.shape
     tile = TILES["output"]
-    rows = tile.rows(columns)
-    _linear_add_kernel[(triton.cdiv(height, rows),)](
+    rows = tile.rows(height, columns)
+    _linear_add_kernel[(height // rows,)](
         x,
         weight,
         a,
-        height,
         COLUMNS=columns,
         BLOCK=triton.next_power_of_2(columns),
         ROWS=rows,

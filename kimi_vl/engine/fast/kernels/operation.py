@@ -4,6 +4,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from math import gcd
 from typing import Any, Generic, ParamSpec, cast
 
 import torch
@@ -37,17 +38,17 @@ class Tile:
     elements: int
     warps: int
 
-    def rows(self, columns: int) -> int:
-        """Rows of a matrix in a tile, at least one."""
-        return max(1, self.elements // triton.next_power_of_2(columns))
+    def rows(self, height: int, columns: int) -> int:
+        """Rows of a matrix [height, columns] in a tile: at least one, and a divisor of the height."""
+        return gcd(height, max(1, self.elements // triton.next_power_of_2(columns)))
 
 
-TILES = {  # not tuned yet: scripts/tune_decode.py finds the best for a GPU
+TILES = {  # the fastest of those tried on an H100: scripts/tune_decode.py
     "projections": Tile(8192, 4),
     "output": Tile(8192, 4),
-    "shared_gate_up": Tile(8192, 4),
-    "shared_down": Tile(8192, 4),
-    "gate_up": Tile(8192, 4),
+    "shared_gate_up": Tile(16384, 4),
+    "shared_down": Tile(16384, 4),
+    "gate_up": Tile(16384, 4),
     "down": Tile(2048, 4),
     "head": Tile(16384, 4),
 }
@@ -80,10 +81,22 @@ def wait_for_previous(PDL: tl.constexpr):
 
 
 @triton.jit
-def load_rows(matrix, rows, ROWS, columns, COLUMNS: tl.constexpr):
-    """A tile of a row-major matrix [ROWS, COLUMNS], zero outside."""
-    inside = (rows < ROWS)[:, None] & (columns < COLUMNS)[None, :]
-    return tl.load(matrix + rows.to(tl.int64)[:, None] * COLUMNS + columns[None, :], mask=inside, other=0.0)
+def load_rows(matrix, rows, columns, COLUMNS: tl.constexpr, MASKED: tl.constexpr):
+    """A tile of a row-major matrix; MASKED where columns reach beyond COLUMNS, zero there."""
+    pointers = matrix + rows.to(tl.int64)[:, None] * COLUMNS + columns[None, :]
+    if MASKED:
+        return tl.load(pointers, mask=(columns < COLUMNS)[None, :], other=0.0)
+    return tl.load(pointers)
+
+
+def pieces(columns: int) -> dict[str, int]:
+    """Powers of two that together cover a row, A + B + C ≥ columns, and all but C lie inside it.
+
+    Tiles of these sizes leave fewer threads idle than one tile of the next power of two.
+    """
+    a = triton.next_power_of_2(columns) // 2
+    b = triton.next_power_of_2(columns - a) // 2
+    return {"A": a, "B": b, "C": triton.next_power_of_2(columns - a - b)}
 
 
 @triton.jit

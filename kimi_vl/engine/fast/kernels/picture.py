@@ -1,10 +1,12 @@
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
-"""MoonViT's rotation of queries and keys, in place."""
+"""The small steps between MoonViT's matrix products: the rotation, and the sums with their norms."""
 
 import torch
+import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.nn import LayerNorm
 
 from kimi_vl.engine.fast.kernels.operation import Operation
 
@@ -42,3 +44,41 @@ def rotate_patches_reference(qkv: Tensor, cosines: Tensor, sines: Tensor) -> Non
 
 
 rotate_patches = Operation(_launch_rotate_patches, rotate_patches_reference)
+
+
+@triton.jit
+def _add_norm_kernel(x, delta, gain, bias, out, WIDTH: tl.constexpr, BLOCK: tl.constexpr, EPS: tl.constexpr):
+    columns = tl.arange(0, BLOCK)
+    inside = columns < WIDTH
+    row = tl.program_id(0).to(tl.int64) * WIDTH + columns
+    total = tl.load(x + row, mask=inside, other=0.0).to(tl.float32)
+    total += tl.load(delta + row, mask=inside, other=0.0).to(tl.float32)
+    tl.store(x + row, total.to(x.dtype.element_ty), mask=inside)
+    centred = tl.where(inside, total - tl.sum(total) / WIDTH, 0.0)
+    normalised = centred * tl.rsqrt(tl.sum(centred * centred) / WIDTH + EPS)
+    gains = tl.load(gain + columns, mask=inside).to(tl.float32)
+    biases = tl.load(bias + columns, mask=inside).to(tl.float32)
+    tl.store(out + row, (normalised * gains + biases).to(out.dtype.element_ty), mask=inside)
+
+
+def _launch_add_norm(x: Tensor, delta: Tensor, norm: LayerNorm, out: Tensor) -> None:
+    patches, width = x.shape
+    block = triton.next_power_of_2(width)
+    _add_norm_kernel[(patches,)](x, delta, norm.weight, norm.bias, out, WIDTH=width, BLOCK=block, EPS=norm.eps)
+
+
+def add_norm_reference(x: Tensor, delta: Tensor, norm: LayerNorm, out: Tensor) -> None:
+    """Adds delta to x and writes the LayerNorm of the sum, in float32 and each rounded once.
+
+    Args:
+        x: [patches, width], the residual stream, changed.
+        delta: [patches, width], of any type.
+        norm: over the width, with gain and bias.
+        out: [patches, width], written.
+    """
+    total = x.float() + delta.float()
+    x.copy_(total)
+    out.copy_(F.layer_norm(total, norm.normalized_shape, norm.weight.float(), norm.bias.float(), norm.eps))
+
+
+add_norm = Operation(_launch_add_norm, add_norm_reference)

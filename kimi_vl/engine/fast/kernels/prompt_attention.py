@@ -53,11 +53,11 @@ def _attend_to(
         else:
             k_nope, k_rope = tl.load(rows + nope[None, :]), tl.load(shared)
             v = tl.load(rows + NOPE + value[None, :])
-        scores = tl.dot(q_rope, tl.trans(k_rope), tl.dot(q_nope, tl.trans(k_nope))) * scale
+        scores = tl.dot(q_rope, tl.trans(k_rope), tl.dot(q_nope, tl.trans(k_nope)))
         if MASKED:
             scores = tl.where(keys[None, :] <= positions[:, None], scores, float("-inf"))
-        larger = tl.maximum(maximum, tl.max(scores, 1))
-        weights = tl.exp2(scores - larger[:, None])
+        larger = tl.maximum(maximum, tl.max(scores, 1) * scale)
+        weights = tl.exp2(scores * scale - larger[:, None])
         shrink = tl.exp2(maximum - larger)
         total = total * shrink + tl.sum(weights, 1)
         weighted = tl.dot(weights.to(v.dtype), v, weighted * shrink[:, None])
@@ -71,8 +71,8 @@ def _attend_prompt_kernel(
     kv,
     rope_keys,
     out,
-    TOKENS,
-    past,
+    span,
+    stride,
     scale,
     HEADS: tl.constexpr,
     NOPE: tl.constexpr,
@@ -84,10 +84,13 @@ def _attend_prompt_kernel(
 ):
     block = tl.num_programs(0) - 1 - tl.program_id(0)  # the longest first
     head = tl.program_id(1)
+    past, length = tl.load(span), tl.load(span + 1)
+    if block * ROWS >= length:
+        return
     tokens = block * ROWS + tl.arange(0, ROWS)
     nope, rope, value = tl.arange(0, NOPE), tl.arange(0, ROPE), tl.arange(0, VALUE)
-    inside = (tokens < TOKENS)[:, None]
-    queries = q + (tokens.to(tl.int64)[:, None] * HEADS + head) * (NOPE + ROPE)
+    inside = (tokens < length)[:, None]
+    queries = q + tokens.to(tl.int64)[:, None] * stride + head * (NOPE + ROPE)
     q_nope = tl.load(queries + nope[None, :], mask=inside, other=0.0)
     q_rope = tl.load(queries + NOPE + rope[None, :], mask=inside, other=0.0)
     head_kv = kv + head * (NOPE + VALUE)
@@ -97,7 +100,7 @@ def _attend_prompt_kernel(
     weighted = tl.zeros([ROWS, VALUE], tl.float32)
     positions = past + tokens
     seen_by_all = (past + block * ROWS) // KEYS * KEYS
-    end = past + tl.minimum((block + 1) * ROWS, TOKENS)
+    end = past + tl.minimum((block + 1) * ROWS, length)
     maximum, total, weighted = _attend_to(
         q_nope, q_rope, maximum, total, weighted, head_kv, rope_keys, 0, seen_by_all, positions, scale,
         HEADS, NOPE, ROPE, VALUE, ROW, KEYS, False,
@@ -110,21 +113,22 @@ def _attend_prompt_kernel(
     tl.store(out + (tokens.to(tl.int64)[:, None] * HEADS + head) * VALUE + value[None, :], result, mask=inside)
 
 
-def _launch_attend_prompt(q: Tensor, kv: Tensor, rows: Tensor, attention: Attention, out: Tensor) -> None:
-    tokens = len(q)
-    _attend_prompt_kernel[(triton.cdiv(tokens, ROWS), attention.heads)](
+def _launch_attend_prompt(
+    q: Tensor, kv: Tensor, cache: Tensor, attention: Attention, span: Tensor, out: Tensor
+) -> None:
+    _attend_prompt_kernel[(triton.cdiv(len(q), ROWS), attention.heads)](
         q,
         kv,
-        rows[:, attention.latent :],
+        cache[:, attention.latent :],
         out,
-        tokens,
-        len(kv) - tokens,
+        span,
+        q.stride(0),
         attention.scale * LOG2_E,
         HEADS=attention.heads,
         NOPE=attention.nope,
         ROPE=attention.rope,
         VALUE=attention.value,
-        ROW=rows.shape[1],
+        ROW=cache.shape[1],
         ROWS=ROWS,
         KEYS=KEYS,
         num_warps=8,
@@ -132,24 +136,28 @@ def _launch_attend_prompt(q: Tensor, kv: Tensor, rows: Tensor, attention: Attent
     )
 
 
-def attend_prompt_reference(q: Tensor, kv: Tensor, rows: Tensor, attention: Attention, out: Tensor) -> None:
-    """Attention of the last tokens of a context to all of it up to themselves.
+def attend_prompt_reference(
+    q: Tensor, kv: Tensor, cache: Tensor, attention: Attention, span: Tensor, out: Tensor
+) -> None:
+    """Attention of a chunk's tokens to all of the context up to themselves.
 
     Args:
-        q: [tokens, heads * (nope + rope)], rotated.
-        kv: [context, heads * (nope + value)], kv_b_proj of the cached latents; the tokens are its last.
-        rows: [context, latent + rope], the cache, for its rotated keys.
+        q: [tokens, heads * (nope + rope)], rotated; rows may be further apart than they are long.
+        kv: [context, heads * (nope + value)], kv_b_proj of the cached latents, at least to the end of the chunk.
+        cache: [context, latent + rope], the layer's, for its rotated keys.
         attention: the layer's weights.
+        span: of the chunk, see prompt.py.
         out: [tokens, heads * value], written.
     """
-    heads, past = attention.heads, len(kv) - len(q)
+    past, length = span.tolist()
+    heads, q, kv, cache = attention.heads, q[:length], kv[: past + length], cache[: past + length]
     k_nope, v = kv.view(len(kv), heads, -1).split([attention.nope, attention.value], 2)
-    k_rope = rows[:, None, attention.latent :].expand(-1, heads, -1)
+    k_rope = cache[:, None, attention.latent :].expand(-1, heads, -1)
     k = torch.cat([k_nope, k_rope], 2)
-    allowed = torch.ones(len(q), len(kv), dtype=torch.bool, device=q.device).tril(past)
-    queries, keys, values = (t.transpose(0, 1)[None] for t in (q.view(len(q), heads, -1), k, v))
+    allowed = torch.ones(length, len(kv), dtype=torch.bool, device=q.device).tril(past)
+    queries, keys, values = (t.transpose(0, 1)[None] for t in (q.unflatten(1, (heads, -1)), k, v))
     mixed = F.scaled_dot_product_attention(queries, keys, values, attn_mask=allowed, scale=attention.scale)
-    out.copy_(mixed[0].transpose(0, 1).flatten(1))
+    out[:length] = mixed[0].transpose(0, 1).flatten(1)
 
 
 attend_prompt = Operation(_launch_attend_prompt, attend_prompt_reference)

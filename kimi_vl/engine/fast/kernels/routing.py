@@ -4,7 +4,6 @@
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -20,6 +19,7 @@ from kimi_vl.engine.fast.kernels.operation import (
     rms_norm,
     wait_for_previous,
 )
+from kimi_vl.engine.fast.kernels.prompt_routing import choose
 from kimi_vl.engine.fast.weights import Mlp
 
 
@@ -86,8 +86,7 @@ def _route_kernel(
     gain,
     router,
     bias,
-    shared_gate,
-    shared_up,
+    shared_gate_up,
     hidden,
     scores,
     arrived,
@@ -123,26 +122,25 @@ def _route_kernel(
             tl.store(arrived, 0)
     else:
         rows = (program - EXPERTS) * ROWS + tl.arange(0, ROWS)
-        gate = load_rows(shared_gate, rows, SHARED, columns, COLUMNS)
-        up = load_rows(shared_up, rows, SHARED, columns, COLUMNS)
+        gate = load_rows(shared_gate_up, rows, columns, COLUMNS, BLOCK != COLUMNS)
+        up = load_rows(shared_gate_up + SHARED * COLUMNS, rows, columns, COLUMNS, BLOCK != COLUMNS)
         wait_for_previous(PDL)
         normalised = load_normalised(x, gains, columns, COLUMNS, EPS)
         activation = silu(dot_rows(gate, normalised)) * dot_rows(up, normalised)
-        tl.store(shared + rows, activation.to(shared.dtype.element_ty), mask=rows < SHARED)
+        tl.store(shared + rows, activation.to(shared.dtype.element_ty))
 
 
 def _launch_route(x: Tensor, mlp: Mlp, work: Scratch) -> None:
     count, columns = mlp.router.shape
-    shared = mlp.shared_gate.shape[0]
+    shared = mlp.shared_down.shape[1]
     tile = TILES["shared_gate_up"]
-    rows = tile.rows(2 * columns)
-    _route_kernel[(count + triton.cdiv(shared, rows),)](
+    rows = tile.rows(shared, 2 * columns)
+    _route_kernel[(count + shared // rows,)](
         x,
         mlp.gain,
         mlp.router,
         mlp.bias,
-        mlp.shared_gate,
-        mlp.shared_up,
+        mlp.shared_gate_up,
         work.hidden,
         work.scores,
         work.arrived,
@@ -172,25 +170,13 @@ def route_reference(x: Tensor, mlp: Mlp, work: Scratch) -> None:
     """
     normalised = rms_norm(x, mlp.gain, mlp.eps)
     vector = normalised.float()
-    gate = mlp.shared_gate.float() @ vector
-    work.shared.copy_(gate * gate.sigmoid() * (mlp.shared_up.float() @ vector))
+    gate, up = (mlp.shared_gate_up.float() @ vector).chunk(2)
+    work.shared.copy_(gate * gate.sigmoid() * up)
     if mlp.chosen:
         work.hidden.copy_(normalised)
-        experts, weights = choose_experts(normalised[None], mlp)
-        work.experts.copy_(experts[0])
-        work.weights.copy_(weights[0])
-
-
-def choose_experts(hidden: Tensor, mlp: Mlp) -> tuple[Tensor, Tensor]:
-    """Each token's experts [tokens, chosen] int64, and their weights [tokens, chosen] float32.
-
-    The chosen are the largest of score + bias, and their weights are their scores scaled to sum to the factor
-    (DeepSeek-V3, arXiv 2412.19437, equations 12 to 16).
-    """
-    scores = F.linear(hidden.float(), mlp.router.float()).sigmoid()
-    experts = (scores + mlp.bias).topk(mlp.chosen).indices
-    picked = scores.gather(1, experts)
-    return experts, picked / (picked.sum(1, keepdim=True) + 1e-20) * mlp.factor
+        counts = torch.empty_like(mlp.bias, dtype=torch.int32)
+        one = torch.tensor([0, 1])
+        choose.reference(normalised[None], mlp, work.experts[None], work.weights[None], counts[None], one)
 
 
 route = Operation(_launch_route, route_reference)

@@ -121,14 +121,14 @@ def pick_reference(logits: Tensor, draw: Draw, position: Tensor, best: Tensor, b
     """
     values = logits
     if draw.temperature > 0:
-        ids = torch.arange(len(logits))
+        ids = torch.arange(len(logits), device=logits.device)
         bits = philox(int(draw.seed), ids, int(position))
         uniform = ((bits >> 9).float() + 0.5) / 2**23
         values = logits / draw.temperature - torch.log(-torch.log(uniform))
     padded = torch.nn.functional.pad(values, (0, -len(values) % BLOCK), value=float("-inf")).view(-1, BLOCK)
     places = padded.argmax(1)
     best.copy_(padded.gather(1, places[:, None])[:, 0])
-    best_ids.copy_(places + torch.arange(len(padded)) * BLOCK)
+    best_ids.copy_(places + torch.arange(len(padded), device=logits.device) * BLOCK)
 
 
 def philox(seed: int, counter: Tensor, position: int) -> Tensor:

@@ -1,0 +1,49 @@
+# mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
+"""Attention to parts of a context, each on its own, made attention to all of it."""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from kimi_vl.engine.fast.kernels.operation import Operation
+
+
+@triton.jit
+def _join_kernel(parts, sums, out, PARTS, TOKENS, HEADS: tl.constexpr, HEADS_BLOCK: tl.constexpr, VALUE: tl.constexpr):
+    token = tl.program_id(0).to(tl.int64)
+    heads, values = tl.arange(0, HEADS_BLOCK), tl.arange(0, VALUE)
+    inside = heads < HEADS
+    largest = tl.full([HEADS_BLOCK], float("-inf"), tl.float32)
+    for part in range(PARTS):
+        largest = tl.maximum(largest, tl.load(sums + (part * HEADS + heads) * TOKENS + token, mask=inside, other=0.0))
+    total = tl.zeros([HEADS_BLOCK], tl.float32)
+    weighted = tl.zeros([HEADS_BLOCK, VALUE], tl.float32)
+    places = (token * HEADS + heads)[:, None] * VALUE + values[None, :]
+    for part in range(PARTS):
+        share = tl.exp(tl.load(sums + (part * HEADS + heads) * TOKENS + token, mask=inside, other=0.0) - largest)
+        rows = parts + part * TOKENS.to(tl.int64) * HEADS * VALUE + places
+        weighted += share[:, None] * tl.load(rows, mask=inside[:, None], other=0.0).to(tl.float32)
+        total += share
+    tl.store(out + places, (weighted / total[:, None]).to(out.dtype.element_ty), mask=inside[:, None])
+
+
+def _launch_join(parts: Tensor, sums: Tensor, out: Tensor) -> None:
+    count, tokens, heads, value = parts.shape
+    block = triton.next_power_of_2(heads)
+    _join_kernel[(tokens,)](parts, sums, out, count, tokens, HEADS=heads, HEADS_BLOCK=block, VALUE=value)
+
+
+def join_reference(parts: Tensor, sums: Tensor, out: Tensor) -> None:
+    """Weighs each part by its share of the sum of exp(score).
+
+    Args:
+        parts: [parts, tokens, heads, value], attention to each part of the context.
+        sums: [parts, heads, tokens] float32, the logarithm of each part's sum of exp(score).
+        out: [tokens, heads * value], written.
+    """
+    shares = torch.softmax(sums, 0).transpose(1, 2)[..., None]
+    out.copy_((parts.float() * shares).sum(0).flatten(1))
+
+
+join = Operation(_launch_join, join_reference)

@@ -1,0 +1,54 @@
+"""Short prompts: launching their work one by one would take longer than the work, so it is captured in CUDA graphs.
+
+A graph has a fixed number of rows and of cached tokens to attend to; a chunk takes the smallest that it fits.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kimi_vl.engine.fast.prefill import prefill
+from kimi_vl.engine.fast.weights import Weights
+
+LENGTHS = (64, 256, 512, 1152)  # the last for a picture of 4,096 patches with a question
+CONTEXTS = (1152, 4096, 16384)
+
+
+@dataclass(frozen=True)
+class _Captured:
+    length: int
+    context: int
+    graph: torch.cuda.CUDAGraph
+    hidden: Tensor  # [width] float32, what prefill returned
+
+
+class PromptGraphs:
+    """Runs chunks that are short enough; on the CPU none is."""
+
+    def __init__(self, weights: Weights, cache: Tensor, rotary: Tensor) -> None:
+        self._x = cache.new_zeros(LENGTHS[-1], weights.head.shape[1])
+        self._span = torch.tensor([0, 1], dtype=torch.int32, device=cache.device)
+        self._captured: list[_Captured] = []
+        if not cache.is_cuda:
+            return
+        pool = torch.cuda.graph_pool_handle()
+        for length in LENGTHS:
+            for context in (c for c in CONTEXTS if length <= c <= cache.shape[1]):
+                graph, x = torch.cuda.CUDAGraph(), self._x[:length]
+                prefill(weights, cache, rotary, x, self._span, context)  # compiles
+                with torch.cuda.graph(graph, pool=pool):
+                    hidden = prefill(weights, cache, rotary, x, self._span, context)
+                self._captured.append(_Captured(length, context, graph, hidden))
+
+    def run(self, x: Tensor, start: int) -> Tensor | None:
+        """What prefill does and returns for a chunk x [tokens, width] at a position; None if it fits no graph."""
+        end = start + len(x)
+        fitting = (c for c in self._captured if len(x) <= c.length and end <= c.context)
+        captured = next(fitting, None)
+        if captured is None:
+            return None
+        self._x[: len(x)] = x
+        self._span.copy_(torch.tensor([start, len(x)], dtype=torch.int32))
+        captured.graph.replay()
+        return captured.hidden

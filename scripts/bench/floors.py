@@ -1,0 +1,51 @@
+"""What must at least be read or computed, by the model's own sizes."""
+
+from collections.abc import Sequence
+from math import prod
+
+from kimi_vl.model.modeling import KimiVLForConditionalGeneration
+
+
+def token_bytes(model: KimiVLForConditionalGeneration, context: int) -> int:
+    """Bytes that must be read to decode one token: its share of the weights, and the latent cache."""
+    text, head = model.config.text_config, model.lm_head.weight
+    row = (text.kv_lora_rank + text.qk_rope_head_dim) * head.element_size()
+    return head.nbytes + _weights_of_a_token(model) * head.element_size() + text.num_hidden_layers * row * context
+
+
+def prompt_operations(model: KimiVLForConditionalGeneration, length: int) -> float:
+    """Floating-point operations of a prompt: two for each weight that a token uses, and causal attention."""
+    text = model.config.text_config
+    head = text.qk_nope_head_dim + text.qk_rope_head_dim + text.v_head_dim
+    attention = text.num_hidden_layers * text.num_attention_heads * head * length * length
+    return 2.0 * _weights_of_a_token(model) * length + attention
+
+
+def picture_operations(model: KimiVLForConditionalGeneration, grids: Sequence[tuple[int, int]]) -> float:
+    """Floating-point operations of MoonViT and projector over pictures of rows x columns patches.
+
+    Two for each weight that a patch, or in the projector a block of merged ones, goes through, and attention within
+    each picture.
+    """
+    vision = model.config.vision_config
+    tower = sum(
+        parameter.numel()
+        for name, parameter in model.model.vision_tower.named_parameters()
+        if parameter.dim() > 1 and "position_embeddings" not in name
+    )
+    projector = sum(parameter.numel() for parameter in model.model.mm_projector.parameters() if parameter.dim() > 1)
+    weights = tower + projector / prod(vision.merge_kernel_size)
+    width = vision.num_hidden_layers * vision.hidden_size
+    return sum(2.0 * weights * patches + 4.0 * width * patches**2 for patches in map(prod, grids))
+
+
+def _weights_of_a_token(model: KimiVLForConditionalGeneration) -> int:
+    """Numbers in the decoder's layers that one token uses: of the routed experts, those that are chosen for it."""
+    text = model.config.text_config
+    used = 0
+    for name, parameter in model.model.language_model.named_parameters():
+        if ".experts." in name:
+            used += parameter.numel() * text.num_experts_per_tok // text.n_routed_experts
+        elif "embed_tokens" not in name:
+            used += parameter.numel()
+    return used

@@ -1,0 +1,127 @@
+"""Pictures of the fast engine with the tiny model: transformers' features, and which of them are kept."""
+
+from collections.abc import Iterator
+from concurrent.futures import Future
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kimi_vl.engine.base import Patches, Picture
+from kimi_vl.engine.fast.pictures import Pictures, resample
+from kimi_vl.model.checkpoint import load_model
+from kimi_vl.model.modeling import KimiVLForConditionalGeneration
+from kimi_vl.model.variants import WEIGHTS
+
+GRID = (2, 4)
+
+
+@pytest.fixture(autouse=True)
+def no_gradients() -> Iterator[None]:
+    with torch.inference_mode():
+        yield
+
+
+@pytest.fixture(scope="module")
+def model() -> KimiVLForConditionalGeneration:
+    return load_model(WEIGHTS / "tiny", torch.device("cpu"), torch.float32)
+
+
+class Watched(Pictures):
+    """Notes which pictures it encodes: their names are in their pixels."""
+
+    def __init__(self, model: KimiVLForConditionalGeneration) -> None:
+        super().__init__(model)
+        self.encoded: list[str] = []
+
+    def encode(self, pixels: Tensor, grid: tuple[int, int]) -> Tensor:
+        self.encoded.append(chr(int(pixels[0, 0, 0, 0])))
+        return super().encode(pixels, grid)
+
+
+@pytest.fixture
+def pictures(model: KimiVLForConditionalGeneration) -> Watched:
+    return Watched(model)
+
+
+def patches(name: str) -> Patches:
+    return Patches(torch.full((GRID[0] * GRID[1], 3, 14, 14), float(ord(name))), name.encode())
+
+
+def album(names: str) -> list[Picture]:
+    made = []
+    for name in names:
+        made.append(Picture(GRID, Future()))
+        made[-1].patches.set_result(patches(name))
+    return made
+
+
+@pytest.mark.parametrize("grid", [(2, 2), (2, 6), (14, 4), (32, 32), (6, 46), (40, 34)])
+def test_features_are_transformers(grid: tuple[int, int], model: KimiVLForConditionalGeneration) -> None:
+    pixels = torch.randn(grid[0] * grid[1], 3, 14, 14)
+    (expected,) = model.model.get_image_features(pixels, torch.tensor([[1, *grid]])).pooler_output
+    torch.testing.assert_close(Pictures(model).encode(pixels, grid), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("grid", [(2, 2), (64, 64), (56, 74), (130, 6), (2, 510)])
+def test_positions_are_interpolated_bicubically(grid: tuple[int, int]) -> None:
+    table = torch.randn(64, 64, 5)
+    expected = F.interpolate(table.permute(2, 0, 1)[None], size=grid, mode="bicubic")[0].flatten(1).T
+    torch.testing.assert_close(resample(table, grid), expected, rtol=0, atol=1e-5)
+
+
+def test_a_picture_is_encoded_once_and_alone(pictures: Watched, model: KimiVLForConditionalGeneration) -> None:
+    features = pictures.features(album("abba"))
+    assert pictures.encoded == ["a", "b"]
+    assert features[0] is features[3] and features[1] is features[2]
+    assert features[1].equal(Pictures(model).features(album("b"))[0])
+    assert pictures.features(album("bca"))[2] is features[0]
+    assert pictures.encoded == ["a", "b", "c"]
+
+
+def test_features_of_recent_pictures_are_kept_within_the_bound(
+    pictures: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = pictures.features(album("a"))[0].nbytes
+    monkeypatch.setattr("kimi_vl.engine.fast.pictures.KEPT_BYTES", 2 * size)
+    assert len(pictures.features(album("abcdabcd"))) == 8, "more than are kept"
+    assert pictures.encoded == ["a", "b", "c", "d"]
+    pictures.features(album("d"))
+    pictures.features(album("c"))
+    pictures.features(album("e"))
+    pictures.features(album("c"))
+    assert pictures.encoded == ["a", "b", "c", "d", "e"]
+    pictures.features(album("d"))
+    assert pictures.encoded == ["a", "b", "c", "d", "e", "d"], "it was the one not seen for longest"
+
+
+def test_a_picture_is_encoded_before_the_next_one_is_made(pictures: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+    late = Picture(GRID, Future())
+    encode = pictures.encode
+
+    def then_make(pixels: Tensor, grid: tuple[int, int]) -> Tensor:
+        if not late.patches.done():
+            late.patches.set_result(patches("b"))
+        return encode(pixels, grid)
+
+    monkeypatch.setattr(pictures, "encode", then_make)
+    pictures.features([*album("a"), late])
+    assert pictures.encoded == ["a", "b"]
+
+
+def test_after_a_failure_what_was_encoded_is_still_right(
+    pictures: Watched, model: KimiVLForConditionalGeneration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = Picture(GRID, Future())
+    broken.patches.set_exception(OSError("a truncated picture"))
+    with pytest.raises(OSError, match="truncated"):
+        pictures.features([*album("a"), broken])
+    with monkeypatch.context() as patch:
+        patch.setattr("kimi_vl.engine.fast.pictures.attend_picture", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            pictures.features(album("ab"))
+    features = pictures.features(album("ab"))
+    assert pictures.encoded == ["a", "b", "b"]
+    for one, wanted in zip(features, Pictures(model).features(album("ab")), strict=True):
+        assert one.equal(wanted)

@@ -23,6 +23,7 @@ ELEMENTS, WARPS = (1024, 2048, 4096, 8192, 16384), (2, 4, 8)
 def step_milliseconds(weights: Weights, cache: torch.Tensor, rotary: torch.Tensor, steps: int = 40) -> float:
     """The median time of a step with TILES as they are."""
     decoder = Decoder(weights, cache, rotary)
+    decoder.capture()
     decoder.begin(CONTEXT, SamplingParams(steps, frozenset(), temperature=1.0))
     marks = [torch.cuda.Event(enable_timing=True) for _ in range(steps + 1)]
     marks[0].record()

@@ -14,6 +14,9 @@ from PIL import Image, ImageOps
 from kimi_vl.errors import InvalidRequest
 from kimi_vl.media.colour import to_srgb
 
+# Pillow's warnings would be shown to whoever reads the log of the request. (Once for all: filters are not per thread.)
+warnings.filterwarnings("ignore", module=r"PIL\.|kimi_vl\.media\.")
+
 # Only these decoders ever see a client's bytes; Pillow has many more.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIF")
 FORMATS_TO_SEND = "PNG, JPEG, WebP, GIF, BMP, TIFF, AVIF or HEIC"
@@ -71,19 +74,17 @@ def decode_image(data: bytes, position: int, limits: ImageLimits) -> Image.Image
         raise InvalidRequest(f"{name} is larger than {limits.max_bytes / 1e6:g} MB, the limit; send a smaller file.")
     damaged = InvalidRequest(f"{name} is damaged or incomplete; send it again.")
     try:
-        with warnings.catch_warnings():  # Pillow's would be shown to whoever reads the log of the request
-            warnings.simplefilter("ignore")
-            picture = _open(data)
-            if picture is None:
-                raise InvalidRequest(f"{name} is not a picture of a known type; send a {FORMATS_TO_SEND} file.")
-            pixels = picture.width * picture.height
-            if pixels > limits.max_pixels:
-                raise InvalidRequest(
-                    f"{name} has {pixels / 1e6:.0f} megapixels and the limit is {limits.max_pixels / 1e6:g}; "
-                    "send a smaller one."
-                )
-            picture.load()
-            return to_srgb(_upright(picture))
+        picture = _open(data)
+        if picture is None:
+            raise InvalidRequest(f"{name} is not a picture of a known type; send a {FORMATS_TO_SEND} file.")
+        pixels = picture.width * picture.height
+        if pixels > limits.max_pixels:
+            raise InvalidRequest(
+                f"{name} has {pixels / 1e6:.0f} megapixels and the limit is {limits.max_pixels / 1e6:g}; "
+                "send a smaller one."
+            )
+        picture.load()
+        return to_srgb(_upright(picture))
     except InvalidRequest:
         raise
     except (MemoryError, RecursionError):

@@ -11,6 +11,7 @@ from kimi_vl.engine.fast.weights import Attention
 
 CHUNK = 16384  # tokens
 SEGMENT = 2 * CHUNK  # keys at once, as long as so many are left
+QUERIES = CHUNK // 2  # at once: a little faster than all of them
 
 
 def attend_chunk(q: Tensor, rows: Tensor, attention: Attention, out: Tensor) -> None:
@@ -23,30 +24,40 @@ def attend_chunk(q: Tensor, rows: Tensor, attention: Attention, out: Tensor) -> 
         out: [CHUNK, heads * value], written.
     """
     past = len(rows) - CHUNK
-    spans = [(start, min(start + SEGMENT, past)) for start in range(0, past, SEGMENT)]
-    results = [_attend(q, rows[start:end], attention, False) for start, end in spans]
-    results.append(_attend(q, rows[past:], attention, True))
-    parts, sums = zip(*results, strict=True)
-    join(torch.stack(parts), torch.stack(sums), out)
+    spans = [(start, min(start + SEGMENT, past)) for start in range(0, past, SEGMENT)] + [(past, len(rows))]
+    parts = q.new_empty(len(spans), CHUNK, attention.heads, attention.value)
+    sums = torch.empty(len(spans), attention.heads, CHUNK, device=q.device)
+    for (start, end), part, sums_of_part in zip(spans, parts, sums, strict=True):
+        k, v = _keys_and_values(rows[start:end], attention)
+        causal = start == past
+        size = CHUNK if causal else QUERIES
+        for first in range(0, CHUNK, size):
+            block = slice(first, first + size)
+            # scaled_dot_product_attention itself does not give the logarithms of the sums of exp(score) away
+            mixed, logarithms, *_ = torch.ops.aten._scaled_dot_product_cudnn_attention(
+                *(_heads_first(t) for t in (q[block].unflatten(1, (attention.heads, -1)), k, v)),
+                attn_bias=None,
+                compute_log_sumexp=True,
+                is_causal=causal,
+                scale=attention.scale,
+            )
+            part[block] = mixed[0].transpose(0, 1)
+            sums_of_part[:, block] = logarithms[0, ..., 0]
+    join(parts, sums, out)
 
 
-def _attend(q: Tensor, rows: Tensor, attention: Attention, causal: bool) -> tuple[Tensor, Tensor]:
-    """[tokens, heads, value], and [heads, tokens] float32: the logarithm of the sum of exp(score)."""
+def _keys_and_values(rows: Tensor, attention: Attention) -> tuple[Tensor, Tensor]:
+    """[tokens, heads, nope + rope] and [tokens, heads, value], made without copies."""
     heads, nope = attention.heads, attention.nope
-    k, v = q.new_empty(len(rows), heads, nope + attention.rope), q.new_empty(len(rows), heads, attention.value)
+    k, v = rows.new_empty(len(rows), heads, nope + attention.rope), rows.new_empty(len(rows), heads, attention.value)
     latents = rows[None, :, : attention.latent].expand(heads, -1, -1)
     by_head = attention.kv_b.view(heads, -1, attention.latent).mT
     torch.bmm(latents, by_head[..., :nope], out=k[..., :nope].transpose(0, 1))
     torch.bmm(latents, by_head[..., nope:], out=v.transpose(0, 1))
     k[..., nope:] = rows[:, None, attention.latent :]
-    # scaled_dot_product_attention itself does not give these sums away
-    mixed, sums, *_ = torch.ops.aten._scaled_dot_product_cudnn_attention(
-        *(t.transpose(0, 1)[None] for t in (q.unflatten(1, (heads, -1)), k, v)),
-        None,
-        True,
-        0.0,
-        causal,
-        False,
-        scale=attention.scale,
-    )
-    return mixed[0].transpose(0, 1), sums[0, ..., 0]
+    return k, v
+
+
+def _heads_first(x: Tensor) -> Tensor:
+    """[tokens, heads, size] → [1, heads, tokens, size]."""
+    return x.transpose(0, 1)[None]

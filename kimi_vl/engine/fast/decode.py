@@ -58,7 +58,17 @@ class Decoder:
             for (_, mlp), experts in zip(weights.layers, self.experts, strict=True)
         ]
         self._events = [torch.cuda.Event(blocking=True) for _ in range(RING if cache.is_cuda else 0)]
-        self._graphs = {truncated: self._capture(truncated) for truncated in (False, True) if cache.is_cuda}
+        self._graphs: dict[bool, torch.cuda.CUDAGraph] = {}
+
+    def capture(self) -> None:
+        """Captures the step in CUDA graphs, without and with truncation."""
+        for truncated in (False, True):
+            self.position.zero_()
+            self.run(truncated)  # some libraries set themselves up
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                self.run(truncated)
+            self._graphs[truncated] = graph
 
     def begin(self, length: int, params: SamplingParams) -> None:
         """Draws the first token of a request from `logits`, which its prompt of `length` tokens made."""
@@ -124,15 +134,6 @@ class Decoder:
         if self._events:
             self._events[(self._made - 1) % RING].record()
         self._made += 1
-
-    def _capture(self, truncated: bool) -> torch.cuda.CUDAGraph:
-        self.position.zero_()
-        self.run(truncated)  # compiles and warms up
-        torch.cuda.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            self.run(truncated)
-        return graph
 
 
 def _allocate(weights: Weights) -> _Buffers:

@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 
 from kimi_vl.engine.base import Engine, Generation, ModelInputs, SamplingParams
+from kimi_vl.engine.fast.chunk_attention import CHUNK, attend_chunk
 from kimi_vl.engine.fast.decode import AHEAD, Decoder
+from kimi_vl.engine.fast.kernels.operation import compile_ahead
 from kimi_vl.engine.fast.pictures import Pictures
-from kimi_vl.engine.fast.prefill import CHUNK, prefill
+from kimi_vl.engine.fast.prefill import prefill
 from kimi_vl.engine.fast.prompt import Prompt
 from kimi_vl.engine.fast.prompt_graphs import PromptGraphs
 from kimi_vl.engine.fast.weights import Weights
@@ -46,6 +48,22 @@ class FastEngine(Engine):
         self._media_id = model.config.media_placeholder_token_id
         self._answer_prefix = answer_prefix
         self._seen: Prompt | None = None  # what the cache holds
+        if self.cache.is_cuda:
+            self._get_ready()
+
+    def _get_ready(self) -> None:
+        """Compiles all kernels and captures all graphs, so that the first request is as quick as any."""
+        compile_ahead(lambda: self.decoder.run(False), self._graphs.example, self.pictures.blocks.example)
+        self.decoder.capture()
+        self._graphs.capture()
+        self.pictures.blocks.capture()
+        for context in (2 * CHUNK, 3 * CHUNK):  # all shapes that attend_chunk asks cuDNN for
+            if context <= self.context_length:
+                attention = self.weights.layers[0][0]
+                q = self.cache.new_zeros(CHUNK, attention.heads * (attention.nope + attention.rope))
+                attended = q.new_empty(CHUNK, attention.heads * attention.value)
+                attend_chunk(q, self.cache[0, :context], attention, attended)
+        torch.cuda.empty_cache()
 
     @torch.inference_mode()
     def _decode(self, inputs: ModelInputs, generation: Generation) -> None:

@@ -10,8 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kimi_vl.engine.base import Picture
-from kimi_vl.engine.fast.kernels.picture import add_norm, rotate_patches
-from kimi_vl.engine.fast.kernels.picture_attention import attend_picture
+from kimi_vl.engine.fast.picture_blocks import Blocks
 from kimi_vl.model.modeling import KimiVLForConditionalGeneration
 
 KEPT_BYTES = 256_000_000  # of features: 60 pictures of 1024x768
@@ -24,7 +23,7 @@ class Pictures:
         self._tower: Any = model.model.vision_tower
         self._projector: Any = model.model.mm_projector
         self._kept: OrderedDict[bytes, Tensor] = OrderedDict()
-        self._qkv = [_join_qkv(layer.attn) for layer in self._tower.layers]
+        self.blocks = Blocks(self._tower)
         self._table = self._tower.patch_embed.pos_emb.position_embeddings.data.float()  # [side, side, width]
         self._frequencies = tuple(self._tower.rotary_emb.inv_freq.tolist())
 
@@ -55,17 +54,7 @@ class Pictures:
         embed, device = self._tower.patch_embed.proj, self._table.device
         patches = _upload(pixels, device).to(embed.weight.dtype).flatten(1)
         x = F.linear(patches, embed.weight.flatten(1), embed.bias)
-        delta = resample(self._table, grid)
-        cosines, sines = _rotation(*grid, self._frequencies, device)
-        hidden, attended = torch.empty_like(x), torch.empty_like(x)
-        for layer, joined in zip(self._tower.layers, self._qkv, strict=True):
-            add_norm(x, delta, layer.norm1, hidden)
-            qkv = F.linear(hidden, *joined).view(len(x), 3, layer.attn.num_heads, -1)
-            rotate_patches(qkv, cosines, sines)
-            attend_picture(qkv, attended)
-            add_norm(x, layer.attn.proj(attended), layer.norm2, hidden)
-            delta = layer.mlp.fc2(_expand(layer.mlp, hidden))
-        add_norm(x, delta, self._tower.final_layernorm, hidden)
+        hidden = self.blocks(x, resample(self._table, grid), *_rotation(*grid, self._frequencies, device))
         return self._projector(_merge(hidden, *grid))[:, 0]
 
 
@@ -100,23 +89,6 @@ def _rotation(rows: int, columns: int, frequencies: tuple[float, ...], device: t
 def _upload(tensor: Tensor, device: torch.device) -> Tensor:
     """A tensor of the host on the device; neither waits for the other."""
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
-
-
-def _join_qkv(attention: Any) -> tuple[Tensor, Tensor]:
-    """One weight and bias for the three projections; the module's own become views into them."""
-    parts = [attention.q_proj, attention.k_proj, attention.v_proj]
-    joined = tuple(torch.cat([getattr(part, name).data for part in parts]) for name in ("weight", "bias"))
-    for name, whole in zip(("weight", "bias"), joined, strict=True):
-        for part, view in zip(parts, whole.chunk(3), strict=True):
-            getattr(part, name).data = view
-    return joined[0], joined[1]
-
-
-def _expand(mlp: Any, x: Tensor) -> Tensor:
-    """The inner activations [patches, inner] of an MLP: GELU, by the tanh formula, of its first product."""
-    if x.is_cuda:  # the product's epilogue, which follows the tanh formula there; on the CPU it would be the exact one
-        return torch._addmm_activation(mlp.fc1.bias, x, mlp.fc1.weight.T, use_gelu=True)
-    return mlp.act(mlp.fc1(x))
 
 
 def _merge(x: Tensor, rows: int, columns: int) -> Tensor:

@@ -42,7 +42,7 @@ def _attend(x: Tensor, attention: Attention, cache: Tensor, rotary: Tensor, span
     else:
         kv = F.linear(rows[:, : attention.latent], attention.kv_b)
         attend_prompt(q, kv, rows, attention, span, attended)
-    return torch.addmm(x, attended, attention.out.T)
+    return x.addmm_(attended, attention.out.T)
 
 
 def _transform(x: Tensor, mlp: Mlp, span: Tensor) -> None:
@@ -53,11 +53,12 @@ def _transform(x: Tensor, mlp: Mlp, span: Tensor) -> None:
         x += shared
         return
     length, width = x.shape
-    places, experts = (torch.empty(length, mlp.chosen, dtype=torch.int32, device=x.device) for _ in range(2))
+    # zeros, for compile_ahead's sake
+    places, experts = (torch.zeros(length, mlp.chosen, dtype=torch.int32, device=x.device) for _ in range(2))
     shares = torch.empty(length, mlp.chosen, device=x.device)
     counts = torch.empty(-(-length // TOKENS), len(mlp.router), dtype=torch.int32, device=x.device)
     choose(hidden, mlp, experts, shares, counts, span)
-    arranged, ends = x.new_empty(length * mlp.chosen, width), torch.empty_like(counts[0])
+    arranged, ends = x.new_empty(length * mlp.chosen, width), torch.zeros_like(counts[0])
     arrange(hidden, experts, counts, arranged, places, ends, span)
     inner = _gated(F.grouped_mm(arranged, mlp.gate_up.mT, offs=ends))
     mix(x, shared, F.grouped_mm(inner, mlp.down.mT, offs=ends), places, shares, span)

@@ -24,21 +24,28 @@ class _Captured:
 
 
 class PromptGraphs:
-    """Runs chunks that are short enough; on the CPU none is."""
+    """Runs chunks that are short enough; before `capture`, none is."""
 
     def __init__(self, weights: Weights, cache: Tensor, rotary: Tensor) -> None:
+        self._model = weights, cache, rotary
         self._x = cache.new_zeros(LENGTHS[-1], weights.head.shape[1])
         self._span = torch.tensor([0, 1], dtype=torch.int32, device=cache.device)
         self._captured: list[_Captured] = []
-        if not cache.is_cuda:
-            return
+
+    def example(self) -> Tensor:
+        """What launches all kernels of a prompt."""
+        return prefill(*self._model, self._x[: LENGTHS[0]], self._span, LENGTHS[0])
+
+    def capture(self) -> None:
+        """Captures each length with each context that it fits."""
         pool = torch.cuda.graph_pool_handle()
+        longest = self._model[1].shape[1]
+        self.example()  # some libraries set themselves up
         for length in LENGTHS:
-            for context in (c for c in CONTEXTS if length <= c <= cache.shape[1]):
-                graph, x = torch.cuda.CUDAGraph(), self._x[:length]
-                prefill(weights, cache, rotary, x, self._span, context)  # compiles
+            for context in (c for c in CONTEXTS if length <= c <= longest):
+                graph = torch.cuda.CUDAGraph()
                 with torch.cuda.graph(graph, pool=pool):
-                    hidden = prefill(weights, cache, rotary, x, self._span, context)
+                    hidden = prefill(*self._model, self._x[:length], self._span, context)
                 self._captured.append(_Captured(length, context, graph, hidden))
 
     def run(self, x: Tensor, start: int) -> Tensor | None:

@@ -4,18 +4,17 @@ import pytest
 import torch
 
 from kimi_vl.engine.fast.kernels.picture import add_norm, rotate_patches
-from kimi_vl.engine.fast.kernels.picture_attention import KEYS, QUERIES, attend_picture
+from kimi_vl.engine.fast.kernels.picture_attention import KEYS, QUERIES, attend_picture, padded
 from tests.engine.fast.kernels import DEVICE, DTYPES, HALF, TOLERANCE, check, gains, normal, poison
 
 
 @DTYPES
 @pytest.mark.parametrize("size", [72, 8])
 def test_rotate_patches(size: int, dtype: torch.dtype) -> None:
-    qkv = normal(5, 3, 2, size, dtype=dtype)
-    values = qkv[:, 2].clone()
+    qkv, out = normal(5, 3, 2, size, dtype=dtype), poison(5, 3, 2, sum(padded(size)), dtype=dtype)
     angles = normal(5, size // 2)
-    check(rotate_patches, [qkv], qkv, angles.cos(), angles.sin(), tolerance=TOLERANCE[dtype])
-    assert qkv[:, 2].equal(values)
+    check(rotate_patches, [out], qkv, angles.cos(), angles.sin(), out, tolerance=TOLERANCE[dtype])
+    assert out[:, 2, :, :size].equal(qkv[:, 2])
 
 
 @DTYPES
@@ -47,11 +46,22 @@ def test_add_norm(patches: int, width: int, precise: bool, dtype: torch.dtype) -
     ],
 )
 def test_attend_picture(patches: int, heads: int, size: int, dtype: torch.dtype) -> None:
-    qkv, out = normal(patches, 3, heads, size, dtype=dtype), poison(patches, heads * size, dtype=dtype)
-    check(attend_picture, [out], qkv, out, tolerance=TOLERANCE[dtype])
+    for spare in (0, QUERIES + 1):
+        check_attention(normal(patches + spare, 3, heads, size, dtype=dtype), patches, TOLERANCE[dtype])
+
+
+def check_attention(qkv: torch.Tensor, patches: int, tolerance: float) -> None:
+    """With NaN in the rows beyond the picture, if there are any."""
+    rows, _, heads, size = qkv.shape
+    angles = normal(rows, size // 2)
+    ready = poison(rows, 3, heads, sum(padded(size)), dtype=qkv.dtype)
+    rotate_patches.reference(qkv, angles.cos(), angles.sin(), ready)
+    ready[patches:] = float("nan")
+    out = torch.zeros(rows, heads * size, dtype=qkv.dtype, device=DEVICE)
+    length = torch.tensor([patches], dtype=torch.int32, device=DEVICE)
+    check(attend_picture, [out], ready, length, out, tolerance=tolerance)
 
 
 def test_scores_that_no_sum_of_exponentials_holds() -> None:
     qkv = normal(QUERIES + 3, 3, 1, 72, dtype=HALF, scale=20)
-    out = poison(len(qkv), 72, dtype=qkv.dtype)
-    check(attend_picture, [out], qkv, out, tolerance=2 * TOLERANCE[qkv.dtype])
+    check_attention(qkv, len(qkv), 2 * TOLERANCE[qkv.dtype])

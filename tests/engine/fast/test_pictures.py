@@ -118,7 +118,7 @@ def test_after_a_failure_what_was_encoded_is_still_right(
     with pytest.raises(OSError, match="truncated"):
         pictures.features([*album("a"), broken])
     with monkeypatch.context() as patch:
-        patch.setattr("kimi_vl.engine.fast.pictures.attend_picture", lambda *_: 1 / 0)
+        patch.setattr("kimi_vl.engine.fast.picture_blocks.attend_picture", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             pictures.features(album("ab"))
     features = pictures.features(album("ab"))

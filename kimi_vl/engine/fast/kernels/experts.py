@@ -160,17 +160,21 @@ def _contract_kernel(
     B: tl.constexpr,
     C: tl.constexpr,
     CHOSEN: tl.constexpr,
+    CHOSEN_BLOCK: tl.constexpr,
     ROWS: tl.constexpr,
     PDL: tl.constexpr,
 ):
     release_next(PDL)
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    slots = tl.arange(0, CHOSEN_BLOCK)
+    # `route` has ended: `expand` let this kernel start only after its own wait for it. All ids at once, and past the
+    # L1 cache, which may hold those of the token before.
+    ids = tl.load(experts + slots, mask=slots < CHOSEN, other=0, cache_modifier=".cg").to(tl.int64)
     sum_a = tl.zeros([ROWS, A], tl.float32)
     sum_b = tl.zeros([ROWS, B], tl.float32)
     sum_c = tl.zeros([ROWS, C], tl.float32)
     for slot in tl.static_range(CHOSEN):
-        # `route` has ended: `expand` let this kernel start only after its own wait for it.
-        expert = tl.load(experts + slot, cache_modifier=".cg").to(tl.int64)
+        expert = tl.sum(tl.where(slots == slot, ids, 0))
         a, b, c = _load_pieces(down + expert * (WIDTH * INNER), rows, INNER, A, B, C)
         if slot == 0:
             wait_for_previous(PDL)
@@ -197,6 +201,7 @@ def _launch_contract(x: Tensor, mlp: Mlp, work: Scratch) -> None:
         INNER=inner,
         **pieces(inner),
         CHOSEN=mlp.chosen,
+        CHOSEN_BLOCK=triton.next_power_of_2(mlp.chosen),
         ROWS=rows,
         **launch_options(x, tile.warps),
     )

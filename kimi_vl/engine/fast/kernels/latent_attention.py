@@ -18,7 +18,6 @@ TOKENS = 64  # cached tokens in a tile
 STAGES = 3  # tiles on their way
 MERGE_ROWS = 16  # value rows in one program of `merge`
 MERGE_SPLITS = 32  # splits that `merge` reads at once
-MERGE_STAGES = 4  # such reads on their way
 WARPS = 4
 LOG2_E = 1.4426950408889634
 
@@ -146,7 +145,6 @@ def _merge_kernel(
     SPLITS: tl.constexpr,
     SPLITS_BLOCK: tl.constexpr,
     GROUP: tl.constexpr,
-    STAGES: tl.constexpr,
     ROWS: tl.constexpr,
     PDL: tl.constexpr,
 ):
@@ -162,7 +160,7 @@ def _merge_kernel(
     largest = tl.max(tl.load(sums + splits * HEADS + head, mask=splits < used, other=float("-inf")))
     total = 0.0
     latent = tl.zeros([LATENT], tl.float32)
-    for start in tl.range(0, used, GROUP, num_stages=STAGES):
+    for start in range(0, used, GROUP):
         group = start + tl.arange(0, GROUP)
         inside = group < used
         places = (group * HEADS + head)[:, None] * LATENT + columns[None, :]
@@ -190,7 +188,6 @@ def _launch_merge(parts: Tensor, sums: Tensor, attention: Attention, position: T
         SPLITS=splits,
         SPLITS_BLOCK=triton.next_power_of_2(splits),
         GROUP=MERGE_SPLITS,
-        STAGES=MERGE_STAGES,
         ROWS=MERGE_ROWS,
         **launch_options(parts, WARPS),
     )

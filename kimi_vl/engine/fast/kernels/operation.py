@@ -2,8 +2,9 @@
 """What all kernels share: where they run, how they are launched, how a weight matrix is read."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cache
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, fields, is_dataclass
+from functools import cache, partial
 from math import gcd
 from typing import Any, Generic, ParamSpec, cast
 
@@ -27,8 +28,49 @@ class Operation(Generic[P]):
     reference: Callable[P, None]
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> None:
+        if _noted is not None:
+            _noted.setdefault((self, _shape(args)), partial(self.launch, *args, **kwargs))
+            return
         run = self.launch if cast(Tensor, args[0]).is_cuda else self.reference
         run(*args, **kwargs)
+
+
+_noted: dict[Any, Callable[[], None]] | None = None  # where calls go instead, while compile_ahead looks for kernels
+
+
+def compile_ahead(*works: Callable[[], object]) -> None:
+    """Compiles the kernels that some works launch, as many at a time as there are processors.
+
+    Each is launched once, in any order and without those before it, so its inputs must be initialised, and what the
+    works' results hold means nothing.
+    """
+    global _noted
+    calls: dict[Any, Callable[[], None]] = {}
+    _noted = calls
+    try:
+        for work in works:
+            work()
+    finally:
+        _noted = None
+    triton.runtime.driver.active.get_current_device()  # whose initialisation is not made for several threads
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(_call, calls.values()))
+
+
+def _call(work: Callable[[], None]) -> None:
+    with torch.inference_mode():  # a thread has its own
+        work()
+
+
+def _shape(value: Any) -> Any:
+    """What is equal for arguments that one compiled kernel serves."""
+    if isinstance(value, Tensor):
+        return value.shape, value.dtype
+    if isinstance(value, tuple):
+        return tuple(map(_shape, value))
+    if is_dataclass(value):
+        return tuple(_shape(getattr(value, field.name)) for field in fields(value))
+    return value if isinstance(value, str | int | float) else type(value)
 
 
 @dataclass(frozen=True)
@@ -45,10 +87,10 @@ class Tile:
 
 TILES = {  # the fastest of those tried on an H100: scripts/tune_decode.py
     "projections": Tile(8192, 4),
-    "output": Tile(8192, 4),
-    "shared_gate_up": Tile(16384, 4),
+    "output": Tile(16384, 4),
+    "shared_gate_up": Tile(8192, 4),
     "shared_down": Tile(16384, 4),
-    "gate_up": Tile(16384, 4),
+    "gate_up": Tile(8192, 4),
     "down": Tile(2048, 4),
     "head": Tile(16384, 4),
 }

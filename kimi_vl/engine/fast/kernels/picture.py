@@ -12,35 +12,54 @@ from kimi_vl.engine.fast.kernels.operation import Operation
 
 
 @triton.jit
-def _rotate_patches_kernel(qkv, cosines, sines, HEADS: tl.constexpr, HALF: tl.constexpr, BLOCK: tl.constexpr):
+def _rotate_patches_kernel(
+    qkv, cosines, sines, out, HEADS: tl.constexpr, HALF: tl.constexpr, BLOCK: tl.constexpr, PADDED: tl.constexpr
+):
     patch, head = tl.program_id(0).to(tl.int64), tl.arange(0, HEADS)[:, None]
     pair = tl.arange(0, BLOCK)[None, :]
     inside = pair < HALF
     cosine = tl.load(cosines + patch * HALF + pair, mask=inside)
     sine = tl.load(sines + patch * HALF + pair, mask=inside)
-    for part in tl.static_range(2):  # the queries, then the keys
-        first = qkv + ((patch * 3 + part) * HEADS + head) * (2 * HALF) + pair
-        a, b = tl.load(first, mask=inside).to(tl.float32), tl.load(first + HALF, mask=inside).to(tl.float32)
-        tl.store(first, (a * cosine - b * sine).to(qkv.dtype.element_ty), mask=inside)
-        tl.store(first + HALF, (b * cosine + a * sine).to(qkv.dtype.element_ty), mask=inside)
+    spare = 2 * HALF + pair
+    kind = out.dtype.element_ty
+    for part in tl.static_range(3):
+        source = qkv + ((patch * 3 + part) * HEADS + head) * (2 * HALF) + pair
+        target = out + ((patch * 3 + part) * HEADS + head) * PADDED
+        a, b = tl.load(source, mask=inside).to(tl.float32), tl.load(source + HALF, mask=inside).to(tl.float32)
+        if part < 2:  # queries and keys
+            tl.store(target + pair, (a * cosine - b * sine).to(kind), mask=inside)
+            tl.store(target + HALF + pair, (b * cosine + a * sine).to(kind), mask=inside)
+            padding = tl.zeros([HEADS, BLOCK], tl.float32)
+        else:
+            tl.store(target + pair, a.to(kind), mask=inside)
+            tl.store(target + HALF + pair, b.to(kind), mask=inside)
+            padding = tl.broadcast_to((pair == 0).to(tl.float32), [HEADS, BLOCK])
+        tl.store(target + spare, padding.to(kind), mask=spare < PADDED)
 
 
-def _launch_rotate_patches(qkv: Tensor, cosines: Tensor, sines: Tensor) -> None:
+def _launch_rotate_patches(qkv: Tensor, cosines: Tensor, sines: Tensor, out: Tensor) -> None:
     patches, _, heads, size = qkv.shape
+    block = triton.next_power_of_2(max(size // 2, out.shape[3] - size))
     _rotate_patches_kernel[(patches,)](
-        qkv, cosines, sines, HEADS=heads, HALF=size // 2, BLOCK=triton.next_power_of_2(size // 2)
+        qkv, cosines, sines, out, HEADS=heads, HALF=size // 2, BLOCK=block, PADDED=out.shape[3]
     )
 
 
-def rotate_patches_reference(qkv: Tensor, cosines: Tensor, sines: Tensor) -> None:
-    """Rotates each query and key of qkv [patches, 3, heads, size] by its patch's angles, in float32.
+def rotate_patches_reference(qkv: Tensor, cosines: Tensor, sines: Tensor, out: Tensor) -> None:
+    """Rotates each query and key by its patch's angles, in float32, and pads all heads for `attend_picture`.
 
-    Dimension i turns with dimension i + size / 2; cosines and sines are [patches, size / 2] float32. The number of
-    heads is a power of two.
+    Args:
+        qkv: [patches, 3, heads, size]; the number of heads is a power of two.
+        cosines, sines: [patches, size / 2] float32; dimension i turns with dimension i + size / 2.
+        out: [patches, 3, heads, padded], written; the spare dimensions are 0, but the first of a value's is 1.
     """
+    size = qkv.shape[3]
     a, b = qkv[:, :2].float().chunk(2, -1)
     cosine, sine = cosines[:, None, None], sines[:, None, None]
-    qkv[:, :2] = torch.cat([a * cosine - b * sine, b * cosine + a * sine], -1)
+    out[:, :2, :, :size] = torch.cat([a * cosine - b * sine, b * cosine + a * sine], -1)
+    out[:, 2, :, :size] = qkv[:, 2]
+    out[..., size:] = 0
+    out[:, 2, :, size] = 1
 
 
 rotate_patches = Operation(_launch_rotate_patches, rotate_patches_reference)

@@ -13,15 +13,22 @@ from torch import Tensor
 
 from kimi_vl.errors import InvalidRequest
 
+CPU = torch.device("cpu")
 POLL_SECONDS = 0.1  # how long a consumer may wait without running Python, so that a cancellation reaches it
 
 
 @dataclass(frozen=True)
 class Patches:
-    """What the network sees of a picture."""
+    """A picture cut up. Its levels become the network's input on the network's device: fewer bytes go there."""
 
-    pixels: Tensor  # [rows * columns, 3, 14, 14] float32, in raster order
+    levels: Tensor  # [rows * columns, 3, 14, 14] uint8, in raster order
+    table: Tensor  # [3, 256] float32, the network's input for each level of each channel
     digest: bytes  # SHA-256 of what they show and of the grid
+
+    def pixels(self, device: torch.device) -> Tensor:
+        """The network's input [rows * columns, 3, 14, 14] float32. A GPU fetches what it needs by itself."""
+        levels = self.levels.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else self.levels
+        return self.table.to(device)[torch.arange(3, device=device)[:, None, None], levels.long()]
 
 
 @dataclass(frozen=True)
@@ -48,7 +55,7 @@ class ModelInputs:
         if not self.pictures:
             return {}
         return {
-            "pixel_values": torch.cat([picture.patches.result().pixels for picture in self.pictures]),
+            "pixel_values": torch.cat([picture.patches.result().pixels(CPU) for picture in self.pictures]),
             "image_grid_hws": torch.tensor([picture.grid for picture in self.pictures]),
         }
 

@@ -82,15 +82,16 @@ class ImageProcessor:
         return patches.reshape(rows * columns, 3, p, p)
 
     def normalise(self, patches: UInt8Array) -> Tensor:
-        """Patches [patches, 3, 14, 14] as the network takes them, float32.
-
-        In NumPy: several threads do this at once, and each would have a team of torch's threads.
-        """
+        """Patches [patches, 3, ...] as the network takes them, float32."""
         pixels = patches.astype(np.float32)
         pixels /= 255
         pixels -= np.array(self.image_mean, np.float32)[:, None, None]
         pixels /= np.array(self.image_std, np.float32)[:, None, None]
         return torch.from_numpy(pixels)
+
+    def table(self) -> Tensor:
+        """What `normalise` makes of each level of each channel: [3, 256] float32."""
+        return self.normalise(np.tile(np.arange(256, dtype=np.uint8), (1, 3, 1, 1)))[0, :, 0]
 
     def scaled_size(self, width: int, height: int) -> tuple[int, int]:
         """(width, height) before padding: at most in_token_limit patches, on sides that MoonViT takes."""

@@ -125,7 +125,7 @@ class KimiVLProcessor:
         cut = self.image_processor.cut(scaled)
         digest = hashlib.sha256(repr(self.image_processor.grid(scaled)).encode())
         digest.update(cut.data)
-        return Patches(self.image_processor.normalise(cut), digest.digest())
+        return Patches(torch.from_numpy(cut), self.image_processor.table(), digest.digest())
 
 
 def _wait(future: Future[Any]) -> None:

@@ -73,7 +73,7 @@ def test_the_patches_are_not_waited_for(pool: ThreadPoolExecutor, monkeypatch: p
     inputs = processor.prepare([noise(28, 28)], "What?", pool)
     assert not inputs.pictures[0].patches.done()
     wanted.set()
-    assert inputs.pictures[0].patches.result(10).pixels.shape == (4, 3, 14, 14)
+    assert inputs.pictures[0].patches.result(10).levels.shape == (4, 3, 14, 14)
 
 
 def test_the_order_is_the_callers_whichever_is_read_first(pool: ThreadPoolExecutor) -> None:

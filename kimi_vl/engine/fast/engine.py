@@ -53,17 +53,21 @@ class FastEngine(Engine):
 
     def _get_ready(self) -> None:
         """Compiles all kernels and captures all graphs, so that the first request is as quick as any."""
-        compile_ahead(lambda: self.decoder.run(False), self._graphs.example, self.pictures.blocks.example)
+        works = lambda: self.decoder.run(False), self._graphs.example, self.pictures.blocks.example
+        compile_ahead(*works, beside=self._plan_attention)
         self.decoder.capture()
         self._graphs.capture()
         self.pictures.blocks.capture()
-        for context in (2 * CHUNK, 3 * CHUNK):  # all shapes that attend_chunk asks cuDNN for
+        torch.cuda.empty_cache()
+
+    def _plan_attention(self) -> None:
+        """Runs attend_chunk with all shapes that it asks cuDNN for."""
+        attention = self.weights.layers[0][0]
+        for context in (2 * CHUNK, 3 * CHUNK):
             if context <= self.context_length:
-                attention = self.weights.layers[0][0]
                 q = self.cache.new_zeros(CHUNK, attention.heads * (attention.nope + attention.rope))
                 attended = q.new_empty(CHUNK, attention.heads * attention.value)
                 attend_chunk(q, self.cache[0, :context], attention, attended)
-        torch.cuda.empty_cache()
 
     @torch.inference_mode()
     def _decode(self, inputs: ModelInputs, generation: Generation) -> None:

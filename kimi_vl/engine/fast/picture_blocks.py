@@ -15,8 +15,8 @@ from kimi_vl.engine.fast.kernels.picture import add_norm, rotate_patches
 from kimi_vl.engine.fast.kernels.picture_attention import attend_picture, padded
 from kimi_vl.engine.fast.weights import join
 
-# A picture of in_token_limit 4096 has up to 4,352 patches once it is padded to whole 2x2 blocks.
-SIZES = (256, 512, 1024, 1536, 2048, 2560, 3072, 3584, 3840, 4096, 4352)
+# The steps are small where pictures are that were scaled down to an in_token_limit of 4096 and padded to 2x2 blocks.
+SIZES = (256, 512, 1024, 1536, 2048, 2560, 3072, 3584, 3840, 3968, 4032, 4096, 4160, 4224, 4352)
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ class Pictures:
             for picture in pictures:
                 patches = picture.patches.result()
                 if patches.digest not in self._kept:
-                    self._kept[patches.digest] = self.encode(patches.pixels, picture.grid)
+                    self._kept[patches.digest] = self.encode(patches.pixels(self._table.device), picture.grid)
                 self._kept.move_to_end(patches.digest)
                 features.append(self._kept[patches.digest])
         finally:
@@ -46,13 +46,13 @@ class Pictures:
         """MoonViT and projector over one picture, alone: what comes with it changes no bit of its features.
 
         Args:
-            pixels: [rows * columns, 3, 14, 14] float32, in raster order.
+            pixels: [rows * columns, 3, 14, 14], in raster order.
             grid: rows and columns of patches.
         Returns:
             Features [rows * columns / 4, width].
         """
         embed, device = self._tower.patch_embed.proj, self._table.device
-        patches = _upload(pixels, device).to(embed.weight.dtype).flatten(1)
+        patches = pixels.to(device, embed.weight.dtype).flatten(1)
         x = F.linear(patches, embed.weight.flatten(1), embed.bias)
         hidden = self.blocks(x, resample(self._table, grid), *_rotation(*grid, self._frequencies, device))
         return self._projector(_merge(hidden, *grid))[:, 0]

@@ -46,7 +46,8 @@ def pictures(model: KimiVLForConditionalGeneration) -> Watched:
 
 
 def patches(name: str) -> Patches:
-    return Patches(torch.full((GRID[0] * GRID[1], 3, 14, 14), float(ord(name))), name.encode())
+    levels = torch.full((GRID[0] * GRID[1], 3, 14, 14), ord(name), dtype=torch.uint8)
+    return Patches(levels, torch.arange(256.0).expand(3, -1), name.encode())
 
 
 def album(names: str) -> list[Picture]:

@@ -38,8 +38,8 @@ class Operation(Generic[P]):
 _noted: dict[Any, Callable[[], None]] | None = None  # where calls go instead, while compile_ahead looks for kernels
 
 
-def compile_ahead(*works: Callable[[], object]) -> None:
-    """Compiles the kernels that some works launch, as many at a time as there are processors.
+def compile_ahead(*works: Callable[[], object], beside: Callable[[], None]) -> None:
+    """Compiles the kernels that some works launch, as many at a time as there are processors, and does something else.
 
     Each is launched once, in any order and without those before it, so its inputs must be initialised, and what the
     works' results hold means nothing.
@@ -54,7 +54,7 @@ def compile_ahead(*works: Callable[[], object]) -> None:
         _noted = None
     triton.runtime.driver.active.get_current_device()  # whose initialisation is not made for several threads
     with ThreadPoolExecutor() as pool:
-        list(pool.map(_call, calls.values()))
+        list(pool.map(_call, [beside, *calls.values()]))
 
 
 def _call(work: Callable[[], None]) -> None:

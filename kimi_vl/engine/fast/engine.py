@@ -10,7 +10,7 @@ from torch import Tensor
 from kimi_vl.engine.base import Engine, Generation, ModelInputs, SamplingParams
 from kimi_vl.engine.fast.chunk_attention import CHUNK, attend_chunk
 from kimi_vl.engine.fast.decode import AHEAD, Decoder
-from kimi_vl.engine.fast.kernels.operation import compile_ahead
+from kimi_vl.engine.fast.kernels.operation import compile_ahead, is_large
 from kimi_vl.engine.fast.pictures import Pictures
 from kimi_vl.engine.fast.prefill import prefill
 from kimi_vl.engine.fast.prompt import Prompt
@@ -56,15 +56,16 @@ class FastEngine(Engine):
         works = lambda: self.decoder.run(False), self._graphs.example, self.pictures.blocks.example
         compile_ahead(*works, beside=self._plan_attention)
         self.decoder.capture()
-        self._graphs.capture()
         self.pictures.blocks.capture()
+        if is_large(self.cache.device):  # elsewhere grouped products wait for the host
+            self._graphs.capture()
         torch.cuda.empty_cache()
 
     def _plan_attention(self) -> None:
         """Runs attend_chunk with all shapes that it asks cuDNN for."""
         attention = self.weights.layers[0][0]
         for context in (2 * CHUNK, 3 * CHUNK):
-            if context <= self.context_length:
+            if context <= self.context_length and is_large(self.cache.device):
                 q = self.cache.new_zeros(CHUNK, attention.heads * (attention.nope + attention.rope))
                 attended = q.new_empty(CHUNK, attention.heads * attention.value)
                 attend_chunk(q, self.cache[0, :context], attention, attended)

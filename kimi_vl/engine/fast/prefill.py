@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kimi_vl.engine.fast.chunk_attention import CHUNK, attend_chunk
+from kimi_vl.engine.fast.kernels.operation import is_large
 from kimi_vl.engine.fast.kernels.prompt import gate, mix, rotate
 from kimi_vl.engine.fast.kernels.prompt_attention import attend_prompt
 from kimi_vl.engine.fast.kernels.prompt_routing import TOKENS, arrange, choose
@@ -37,7 +38,7 @@ def _attend(x: Tensor, attention: Attention, cache: Tensor, rotary: Tensor, span
     rotate(projected, attention, rotary, cache, span)
     q, rows = projected[:, : -attention.row], cache[:context]
     attended = x.new_empty(len(x), attention.heads * attention.value)
-    if x.is_cuda and len(x) == CHUNK and context % CHUNK == 0:
+    if is_large(x.device) and len(x) == CHUNK and context % CHUNK == 0:
         attend_chunk(q, rows, attention, attended)
     else:
         kv = F.linear(rows[:, : attention.latent], attention.kv_b)

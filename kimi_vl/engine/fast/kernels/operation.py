@@ -103,6 +103,11 @@ def launch_options(tensor: Tensor, warps: int) -> dict[str, Any]:
     return {"num_warps": warps, "PDL": False}
 
 
+def is_large(device: torch.device) -> bool:
+    """Hopper and the Blackwell of data centres: 227 KB of shared memory, and libraries with products made for them."""
+    return device.type == "cuda" and _capability(device)[0] in (9, 10)
+
+
 @cache
 def _capability(device: torch.device) -> tuple[int, int]:
     return torch.cuda.get_device_capability(device)

@@ -1,0 +1,136 @@
+"""Compiles every kernel, at the real model's sizes, for a GPU that need not be there: what the interpreter cannot show.
+
+usage: python -m tests.engine.fast.cross_compile COMPUTE_CAPABILITY
+Prints the shared memory that each takes, as JSON.
+"""
+
+import json
+import os
+import sys
+from dataclasses import replace
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import LayerNorm
+
+os.environ.pop("TRITON_INTERPRET", None)  # before Triton's decorators are met
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.runtime.jit import JITFunction
+
+from kimi_vl.engine.fast.kernels import (
+    experts,
+    join,
+    latent_attention,
+    latent_query,
+    linear,
+    picture,
+    picture_attention,
+    prompt,
+    prompt_attention,
+    prompt_routing,
+    routing,
+    sampling,
+)
+from kimi_vl.engine.fast.weights import Attention, dense
+
+POINTERS = {torch.bfloat16: "*bf16", torch.float32: "*fp32", torch.int32: "*i32", torch.int64: "*i64"}
+OPTIONS = ("num_warps", "num_stages", "launch_pdl", "maxnreg")
+MODULES: tuple[ModuleType, ...] = (experts, latent_attention, latent_query, linear, routing, sampling, prompt_attention)
+
+
+def compile_launches(capability: int, shared: dict[str, int]) -> None:
+    """From here on a launch compiles for a GPU, and notes the shared memory that the kernel takes."""
+
+    def compile_one(kernel: Any, *args: Any, grid: Any, warmup: bool, **given: Any) -> None:
+        options = {name: given.pop(name) for name in OPTIONS if name in given}
+        values = dict(zip((p.name for p in kernel.params), args, strict=False)) | given
+        signature, constants, attributes = {}, {}, {}
+        for index, parameter in enumerate(kernel.params):
+            value = values[parameter.name]
+            if parameter.is_constexpr:
+                signature[parameter.name], constants[index,] = "constexpr", value
+            elif isinstance(value, Tensor):
+                signature[parameter.name] = POINTERS[value.dtype]
+                attributes[index,] = [["tt.divisibility", 16]]
+            else:
+                signature[parameter.name] = "fp32" if isinstance(value, float) else "i32"
+        source = ASTSource(kernel, signature, constants, attributes)
+        compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+        shared[kernel.fn.__name__] = max(shared.get(kernel.fn.__name__, 0), compiled.metadata.shared)
+
+    JITFunction.run = compile_one
+    dependent = {"PDL": True, "launch_pdl": True} if capability >= 90 else {"PDL": False}
+    for module in MODULES:
+        module.launch_options = lambda tensor, warps: {"num_warps": warps, **dependent}
+        module.is_large = lambda device: capability // 10 in (9, 10)
+
+
+def of(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    """Never read, so never filled."""
+    return torch.empty(shape, dtype=dtype)
+
+
+def floats(*shape: int) -> Tensor:
+    return of(*shape, dtype=torch.float32)
+
+
+def integers(*shape: int) -> Tensor:
+    return of(*shape, dtype=torch.int32)
+
+
+def launch_all() -> None:
+    """Each kernel as the engine launches it."""
+    attention = Attention(of(2048), of(3648, 2048), of(512), of(4096, 512), of(2048, 2048), 16, 1e-5, 1e-6)
+    first = dense(of(2048), of(2 * 11264, 2048), of(2048, 11264), 1e-5)
+    router = {"router": of(64, 2048), "bias": floats(64), "chosen": 6, "factor": 2.446}
+    other = replace(
+        dense(of(2048), of(2 * 2816, 2048), of(2048, 2816), 1e-5),
+        **router,
+        gate_up=of(64, 2816, 2048),
+        down=of(64, 2048, 1408),
+    )
+    x, position, cache, rotary = floats(2048), integers(1), of(4096, 576), floats(4096, 64)
+    query, parts, sums, attended = of(16, 576), of(128, 16, 512), floats(128, 16), of(2048)
+    linear.norm_linear.launch(x, attention.gain, attention.projections, floats(3648), 1e-5, "projections")
+    latent_query.absorb.launch(floats(3648), attention, rotary, position, cache, query)
+    latent_attention.attend.launch(query, cache, position, parts, sums, 0.07)
+    latent_attention.merge.launch(parts, sums, attention, position, attended)
+    linear.linear_add.launch(x, attention.out, attended)
+    for mlp in (first, other):
+        work = routing.Scratch.of(mlp, integers(mlp.chosen))
+        routing.route.launch(x, mlp, work)
+        experts.expand.launch(x, mlp, work)
+    experts.contract.launch(x, other, work)
+    linear.norm_linear.launch(x, attention.gain, of(163840, 2048), floats(163840), 1e-5, "head")
+    draw = sampling.Draw.empty(torch.device("cpu"))
+    sampling.pick.launch(floats(163840), draw, position, floats(160), integers(160))
+    sampling.finish.launch(x, floats(160), integers(160), of(163840, 2048), position, integers(64))
+
+    span, tokens, chosen, counts = integers(2), of(64, 2048), integers(64, 6), integers(2, 64)
+    projected = of(64, 3648)
+    prompt.rotate.launch(projected, attention, rotary, cache, span)
+    prompt_attention.attend_prompt.launch(projected[:, :-576], of(4096, 4096), cache, attention, span, of(64, 2048))
+    prompt.gate.launch(of(64, 2816), of(64, 1408))
+    prompt_routing.choose.launch(tokens, other, chosen, floats(64, 6), counts, span)
+    prompt_routing.arrange.launch(tokens, chosen, counts, of(384, 2048), chosen, integers(64), span)
+    prompt.mix.launch(tokens, tokens, of(384, 2048), chosen, floats(64, 6), span)
+    join.join.launch(of(3, 64, 16, 128), floats(3, 16, 64), of(64, 2048))
+
+    norm = LayerNorm(1152, dtype=torch.bfloat16)
+    for delta in (of(64, 1152), floats(64, 1152)):
+        picture.add_norm.launch(of(64, 1152), delta, norm, of(64, 1152))
+    heads = of(64, 3, 16, 80)
+    picture.rotate_patches.launch(of(64, 3, 16, 72), floats(64, 36), floats(64, 36), heads)
+    picture_attention.attend_picture.launch(heads, integers(1), of(64, 1152))
+
+
+if __name__ == "__main__":
+    found: dict[str, int] = {}
+    compile_launches(int(sys.argv[1]), found)
+    launch_all()
+    print(json.dumps(found))

@@ -38,7 +38,9 @@ def step_milliseconds(weights: Weights, cache: torch.Tensor, rotary: torch.Tenso
 def main() -> None:
     """Tries every candidate of every matrix."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", default=list(TILES), help=f"which of {', '.join(TILES)} (default: all)")
+    parser.add_argument(
+        "names", nargs="*", choices=list(TILES), default=list(TILES), help=f"which of {', '.join(TILES)} (default: all)"
+    )
     names = parser.parse_args().names
     weights = Weights.of(random_model(torch.device("cuda"), torch.bfloat16, media_id=163605))
     cache = torch.randn(len(weights.layers), 2 * CONTEXT, weights.row, device="cuda", dtype=torch.bfloat16)

@@ -17,18 +17,23 @@ CPU = torch.device("cpu")
 POLL_SECONDS = 0.1  # how long a consumer may wait without running Python, so that a cancellation reaches it
 
 
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the host on a device. A GPU fetches it when it gets there, and nobody waits for that."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+
+
 @dataclass(frozen=True)
 class Patches:
     """A picture cut up. Its levels become the network's input on the network's device: fewer bytes go there."""
 
     levels: Tensor  # [rows * columns, 3, 14, 14] uint8, in raster order
     table: Tensor  # [3, 256] float32, the network's input for each level of each channel
-    digest: bytes  # SHA-256 of what they show and of the grid
+    digest: bytes  # SHA-256 of the levels and the grid
 
     def pixels(self, device: torch.device) -> Tensor:
-        """The network's input [rows * columns, 3, 14, 14] float32. A GPU fetches what it needs by itself."""
-        levels = self.levels.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else self.levels
-        return self.table.to(device)[torch.arange(3, device=device)[:, None, None], levels.long()]
+        """The network's input [rows * columns, 3, 14, 14] float32."""
+        levels, table = to_device(self.levels, device), to_device(self.table, device)
+        return table[torch.arange(3, device=device)[:, None, None], levels.long()]
 
 
 @dataclass(frozen=True)
@@ -94,7 +99,10 @@ class Generation:
         self._tokens: SimpleQueue[int | BaseException | None] = SimpleQueue()
 
     def stop(self) -> None:
-        """Ends the generation within one token. May be called from any thread, and more than once."""
+        """Ends the generation within one token, or one piece of its prompt.
+
+        May be called from any thread, and more than once.
+        """
         self._stop_requested.set()
 
     @property

@@ -16,7 +16,7 @@ from kimi_vl.engine.fast.kernels.sampling import BLOCK, Draw, finish, pick, trun
 from kimi_vl.engine.fast.weights import Weights
 
 AHEAD = 2  # steps under way while the host reads; what is thrown away when a text ends
-RING = 64  # tokens that the host may fall behind
+RING = 64  # places for tokens on their way to the host; more than AHEAD
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,8 @@ class Decoder:
         self.draw = Draw.empty(cache.device)
         self.tokens = torch.zeros(RING, dtype=torch.int32, pin_memory=cache.is_cuda)
         chosen = weights.layers[-1][1].chosen
-        self.experts = torch.zeros(len(weights.layers), chosen, dtype=torch.int32, device=cache.device)
+        aligned = triton.cdiv(chosen, 4) * 4  # every row then starts where one compiled kernel expects it
+        self.experts = torch.zeros(len(weights.layers), aligned, dtype=torch.int32, device=cache.device)[:, :chosen]
         self._buffers = _allocate(weights)
         self._scratch = [
             Scratch.of(mlp, experts[: mlp.chosen])
@@ -59,6 +60,9 @@ class Decoder:
         ]
         self._events = [torch.cuda.Event(blocking=True) for _ in range(RING if cache.is_cuda else 0)]
         self._graphs: dict[bool, torch.cuda.CUDAGraph] = {}
+        self._truncated = False  # these three are the present request's
+        self._first = 0  # its prompt's length
+        self._made = 0  # tokens of prompt and output, as far as steps have been started
 
     def capture(self) -> None:
         """Captures the step in CUDA graphs, without and with truncation."""
@@ -118,10 +122,6 @@ class Decoder:
         """The logits that follow a hidden state x [width] float32."""
         weights = self.weights
         norm_linear(x, weights.gain, weights.head, self.logits, weights.eps, "head")
-
-    def embed(self, token: int) -> None:
-        """Makes a token the next one that `forward` takes."""
-        self._buffers.x.copy_(self.weights.embeddings[token])
 
     def _choose(self, truncated: bool) -> None:
         b = self._buffers

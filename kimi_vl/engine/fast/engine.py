@@ -7,25 +7,28 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from kimi_vl.engine.base import Engine, Generation, ModelInputs, SamplingParams
+from kimi_vl.engine.base import Engine, Generation, ModelInputs, SamplingParams, to_device
 from kimi_vl.engine.fast.chunk_attention import CHUNK, attend_chunk
 from kimi_vl.engine.fast.decode import AHEAD, Decoder
-from kimi_vl.engine.fast.kernels.operation import compile_ahead, is_large
+from kimi_vl.engine.fast.kernels.operation import compile_ahead, is_hopper
 from kimi_vl.engine.fast.pictures import Pictures
 from kimi_vl.engine.fast.prefill import prefill
 from kimi_vl.engine.fast.prompt import Prompt
 from kimi_vl.engine.fast.prompt_graphs import PromptGraphs
 from kimi_vl.engine.fast.weights import Weights
+from kimi_vl.errors import Misconfigured
 from kimi_vl.model.modeling import KimiVLForConditionalGeneration
 
+SHORTEST = 4096  # tokens of context with which it is worth to start
 WORKING_BYTES = 3_500_000_000  # left beside weights and cache for a prompt's activations and captured graphs
 
 
 class FastEngine(Engine):
     """One request at a time, at the speed of the memory.
 
-    What a prompt shares with the one before it is not computed again. It is taken up only where an answer begins, so
-    that every token's row of the cache is computed in the same chunks, and comes out the same, whatever ran before.
+    What a prompt shares with the one before it is not computed again. It is taken up only where a prompt is cut in any
+    case, so that every token's row of the cache is computed in the same pieces, and comes out the same to the bit,
+    whatever ran before. The price: a conversation that was not seen before goes through in one piece a turn.
     """
 
     @torch.inference_mode()
@@ -53,19 +56,22 @@ class FastEngine(Engine):
 
     def _get_ready(self) -> None:
         """Compiles all kernels and captures all graphs, so that the first request is as quick as any."""
-        works = lambda: self.decoder.run(False), self._graphs.example, self.pictures.blocks.example
-        compile_ahead(*works, beside=self._plan_attention)
+        hopper = is_hopper(self.cache.device)
+        planned = self._thread.submit(self._plan_attention if hopper else int)
+        compile_ahead(lambda: self.decoder.run(False), self._graphs.example, self.pictures.blocks.example)
+        planned.result()
         self.decoder.capture()
         self.pictures.blocks.capture()
-        if is_large(self.cache.device):  # elsewhere grouped products wait for the host
+        if hopper:  # elsewhere grouped products wait for the host
             self._graphs.capture()
         torch.cuda.empty_cache()
 
+    @torch.inference_mode()
     def _plan_attention(self) -> None:
-        """Runs attend_chunk with all shapes that it asks cuDNN for."""
+        """Runs attend_chunk with all shapes that it asks cuDNN for; a plan belongs to the thread that made it."""
         attention = self.weights.layers[0][0]
-        for context in (2 * CHUNK, 3 * CHUNK):
-            if context <= self.context_length and is_large(self.cache.device):
+        for context in (CHUNK, 2 * CHUNK, 3 * CHUNK):
+            if context <= self.context_length:
                 q = self.cache.new_zeros(CHUNK, attention.heads * (attention.nope + attention.rope))
                 attended = q.new_empty(CHUNK, attention.heads * attention.value)
                 attend_chunk(q, self.cache[0, :context], attention, attended)
@@ -73,53 +79,59 @@ class FastEngine(Engine):
     @torch.inference_mode()
     def _decode(self, inputs: ModelInputs, generation: Generation) -> None:
         try:
-            self._read(inputs)
+            self._read(inputs, lambda: generation.stopped)
             generation.cached_tokens = self.cached_tokens
-            self._write(inputs.input_ids.shape[1], generation.params, generation.emit)
+            if not generation.stopped:
+                self._write(inputs.input_ids.shape[1], generation.params, generation.emit)
         except BaseException as error:
             traceback.clear_frames(error.__traceback__)  # they hold the tensors of what failed
             if self.cache.is_cuda:
                 torch.cuda.empty_cache()
             raise
 
-    def _read(self, inputs: ModelInputs) -> None:
-        """Fills the cache with the prompt, and `decoder.logits` with what follows it."""
-        parts = self.pictures.features(inputs.pictures)  # first: it encodes a picture while the next is prepared
+    def _read(self, inputs: ModelInputs, stopped: Callable[[], bool] = lambda: False) -> None:
+        """Fills the cache with the prompt, and `decoder.logits` with what follows it; or not, once it is stopped."""
+        # first: it encodes a picture while the next is prepared
+        parts = self.pictures.features(inputs.pictures, stopped)
+        if stopped():
+            return
         prompt = Prompt.of(inputs, self._media_id, self._answer_prefix)
         self.cached_tokens = self._reusable(prompt)
         self._seen = None  # until the cache holds all of it
         features = torch.cat(parts) if parts else None
-        for start, end in self._chunks(prompt):
+        for start, end in pairwise([self.cached_tokens, *(s for s in _stops(prompt) if s > self.cached_tokens)]):
+            if stopped():
+                return
             hidden = self._prefill(self._embed(prompt, features, start, end), start)
         self.decoder.predict(hidden)
         self._seen = prompt
 
     def _reusable(self, prompt: Prompt) -> int:
-        """How many of the prompt's tokens the cache holds; at least one is always left to compute."""
-        shared = 0 if self._seen is None else self._seen.shared_with(prompt)
-        return max((end for end in prompt.ends if end <= shared and end < len(prompt.ids)), default=0)
-
-    def _chunks(self, prompt: Prompt) -> list[tuple[int, int]]:
-        """What is left to compute: pieces, none of which reaches over an end or over a multiple of CHUNK."""
-        length = len(prompt.ids)
-        stops = {length, *prompt.ends, *range(0, length, CHUNK)}
-        return list(pairwise([self.cached_tokens, *sorted(stop for stop in stops if stop > self.cached_tokens)]))
+        """How many of the prompt's tokens the cache holds, from the same pieces; at least one is left to compute."""
+        reusable = 0
+        if self._seen is not None:
+            shared = self._seen.shared_with(prompt)
+            for stop, seen in zip(_stops(prompt), _stops(self._seen), strict=False):
+                if stop != seen or stop > shared or stop == len(prompt.ids):
+                    break
+                reusable = stop
+        return reusable
 
     def _prefill(self, x: Tensor, start: int) -> Tensor:
         hidden = self._graphs.run(x, start)
         if hidden is not None:
             return hidden
-        span = torch.tensor([start, len(x)], dtype=torch.int32, device=x.device)
+        span = to_device(torch.tensor([start, len(x)], dtype=torch.int32), x.device)
         return prefill(self.weights, self.cache, self.rotary, x, span, start + len(x))
 
     def _embed(self, prompt: Prompt, features: Tensor | None, start: int, end: int) -> Tensor:
         """[end - start, width]: embeddings of the tokens, and the pictures' features where the media ids stand."""
         embeddings = self.weights.embeddings
-        x = embeddings[prompt.ids[start:end].to(embeddings.device)]
+        x = embeddings[to_device(prompt.ids[start:end], embeddings.device)]
         if features is not None:
             places = (prompt.ids == self._media_id).nonzero()[:, 0]
             first, last = torch.searchsorted(places, torch.tensor([start, end])).tolist()
-            x[(places[first:last] - start).to(x.device)] = features[first:last]
+            x[to_device(places[first:last] - start, x.device)] = features[first:last]
         return x
 
     def _write(self, length: int, params: SamplingParams, emit: Callable[[int], bool]) -> None:
@@ -134,11 +146,28 @@ class FastEngine(Engine):
                 return
 
 
+def _stops(prompt: Prompt) -> list[int]:
+    """Where the pieces end in which a prompt is computed; none reaches over a multiple of CHUNK."""
+    length = len(prompt.ids)
+    return sorted({length, *prompt.ends, *range(CHUNK, length, CHUNK)})
+
+
 def _context_that_fits(weights: Weights, longest: int) -> int:
-    """Tokens whose cache and rotary table fit in the memory that is free, at most the model's longest context."""
+    """Tokens whose cache and rotary table fit in the memory that is free, at most the model's longest context.
+
+    Raises:
+        Misconfigured: not even a short conversation fits.
+    """
     if not weights.head.is_cuda:
         return longest
     torch.cuda.empty_cache()
     free, _ = torch.cuda.mem_get_info(weights.head.device)
     token_bytes = len(weights.layers) * weights.row * weights.head.element_size() + 4 * weights.layers[0][0].rope
-    return max(min(longest, (free - WORKING_BYTES) // token_bytes), 1)
+    context = min(longest, (free - WORKING_BYTES) // token_bytes)
+    if context < min(longest, SHORTEST):
+        needed = WORKING_BYTES + SHORTEST * token_bytes
+        raise Misconfigured(
+            f"beside the weights the GPU has {free / 1e9:.1f} GB free, and answering takes {needed / 1e9:.1f} GB; "
+            "free some, or use a larger GPU"
+        )
+    return context

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from kimi_vl.engine.fast.kernels.picture import add_norm, rotate_patches
 from kimi_vl.engine.fast.kernels.picture_attention import attend_picture, padded
-from kimi_vl.engine.fast.weights import join
+from kimi_vl.engine.fast.weights import stack
 
 # The steps are small where pictures are that were scaled down to an in_token_limit of 4096 and padded to 2x2 blocks.
 SIZES = (256, 512, 1024, 1536, 2048, 2560, 3072, 3584, 3840, 3968, 4032, 4096, 4160, 4224, 4352)
@@ -102,7 +102,7 @@ class Blocks:
 def _join_qkv(attention: Any) -> tuple[Tensor, Tensor]:
     """One weight and bias for the three projections; the module's own become views into them."""
     parts = [attention.q_proj, attention.k_proj, attention.v_proj]
-    return join(*(part.weight for part in parts)), join(*(part.bias for part in parts))
+    return stack(*(part.weight for part in parts)), stack(*(part.bias for part in parts))
 
 
 def _expand(mlp: Any, x: Tensor) -> Tensor:

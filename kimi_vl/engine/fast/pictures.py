@@ -1,7 +1,7 @@
 """Pictures → features: MoonViT and its projector in few launches, and the features of the last pictures kept."""
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kimi_vl.engine.base import Picture
+from kimi_vl.engine.base import Picture, to_device
 from kimi_vl.engine.fast.picture_blocks import Blocks
 from kimi_vl.model.modeling import KimiVLForConditionalGeneration
 
@@ -27,11 +27,16 @@ class Pictures:
         self._table = self._tower.patch_embed.pos_emb.position_embeddings.data.float()  # [side, side, width]
         self._frequencies = tuple(self._tower.rotary_emb.inv_freq.tolist())
 
-    def features(self, pictures: Sequence[Picture]) -> list[Tensor]:
-        """The features [rows * columns / 4, width] of each picture, encoded while the next one's patches are made."""
+    def features(self, pictures: Sequence[Picture], stopped: Callable[[], bool] = lambda: False) -> list[Tensor]:
+        """The features [rows * columns / 4, width] of each picture, encoded while the next one's patches are made.
+
+        Those of fewer pictures once stopped says that nobody waits for them.
+        """
         features = []
         try:
             for picture in pictures:
+                if stopped():
+                    break
                 patches = picture.patches.result()
                 if patches.digest not in self._kept:
                     self._kept[patches.digest] = self.encode(patches.pixels(self._table.device), picture.grid)
@@ -72,23 +77,18 @@ def resample(table: Tensor, grid: tuple[int, int]) -> Tensor:
 def _resampling(size: int, side: int, device: torch.device) -> Tensor:
     """[size, side] float32: how much of each of an axis's learned positions goes into each of a grid's."""
     columns = F.interpolate(torch.eye(side)[None, :, :, None], size=(size, 1), mode="bicubic")
-    return _upload(columns[0, :, :, 0].T.contiguous(), device)
+    return to_device(columns[0, :, :, 0].T.contiguous(), device)
 
 
 @lru_cache(maxsize=16)  # of 1.2 MB for 1024x768, 4.7 MB for the largest
 def _rotation(rows: int, columns: int, frequencies: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
     """Cosines and sines, each [rows * columns, size / 2] float32; pairs turn by column and by row in turn."""
     places = torch.arange(max(rows, columns), dtype=torch.float32)
-    angles = _upload(torch.outer(places, torch.tensor(frequencies)), device)
+    angles = to_device(torch.outer(places, torch.tensor(frequencies)), device)
     by_column = angles[None, :columns].expand(rows, -1, -1)
     by_row = angles[:rows, None].expand(-1, columns, -1)
     both = torch.stack([by_column, by_row], -1).view(rows * columns, -1)
     return both.cos(), both.sin()
-
-
-def _upload(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor of the host on the device; neither waits for the other."""
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 def _merge(x: Tensor, rows: int, columns: int) -> Tensor:

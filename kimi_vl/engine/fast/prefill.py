@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kimi_vl.engine.fast.chunk_attention import CHUNK, attend_chunk
-from kimi_vl.engine.fast.kernels.operation import is_large
+from kimi_vl.engine.fast.kernels.operation import is_hopper
 from kimi_vl.engine.fast.kernels.prompt import gate, mix, rotate
 from kimi_vl.engine.fast.kernels.prompt_attention import attend_prompt
 from kimi_vl.engine.fast.kernels.prompt_routing import TOKENS, arrange, choose
@@ -19,7 +19,7 @@ def prefill(weights: Weights, cache: Tensor, rotary: Tensor, x: Tensor, span: Te
         weights: of the model.
         cache: [layers, context, latent + rope], filled up to the chunk.
         rotary: [context, rope] float32, cosines then sines.
-        x: [tokens, width], the chunk's embeddings, and anything in rows beyond its length.
+        x: [tokens, width], the chunk's embeddings, and anything in rows beyond its length; changed.
         span: [2] int32, the position of the chunk's first token, and its length.
         context: at least the sum of the two; keys and values are made for so many rows of the cache.
     Returns:
@@ -38,7 +38,7 @@ def _attend(x: Tensor, attention: Attention, cache: Tensor, rotary: Tensor, span
     rotate(projected, attention, rotary, cache, span)
     q, rows = projected[:, : -attention.row], cache[:context]
     attended = x.new_empty(len(x), attention.heads * attention.value)
-    if is_large(x.device) and len(x) == CHUNK and context % CHUNK == 0:
+    if is_hopper(x.device) and len(x) == CHUNK and context % CHUNK == 0:
         attend_chunk(q, rows, attention, attended)
     else:
         kv = F.linear(rows[:, : attention.latent], attention.kv_b)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from kimi_vl.engine.base import to_device
 from kimi_vl.engine.fast.prefill import prefill
 from kimi_vl.engine.fast.weights import Weights
 
@@ -56,6 +57,6 @@ class PromptGraphs:
         if captured is None:
             return None
         self._x[: len(x)] = x
-        self._span.copy_(torch.tensor([start, len(x)], dtype=torch.int32))
+        self._span.copy_(to_device(torch.tensor([start, len(x)], dtype=torch.int32), x.device))
         captured.graph.replay()
         return captured.hidden

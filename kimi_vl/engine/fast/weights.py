@@ -113,7 +113,7 @@ def _attention(layer: Any, heads: int) -> Attention:
     attention, norm = layer.self_attn, layer.input_layernorm
     return Attention(
         gain=norm.weight,
-        projections=join(attention.q_proj.weight, attention.kv_a_proj_with_mqa.weight),
+        projections=stack(attention.q_proj.weight, attention.kv_a_proj_with_mqa.weight),
         kv_gain=attention.kv_a_layernorm.weight,
         kv_b=attention.kv_b_proj.weight,
         out=attention.o_proj.weight,
@@ -127,7 +127,7 @@ def _mlp(layer: Any) -> Mlp:
     mlp, norm = layer.mlp, layer.post_attention_layernorm
     gain, eps = norm.weight, norm.variance_epsilon
     if not hasattr(mlp, "experts"):
-        return dense(gain, join(mlp.gate_proj.weight, mlp.up_proj.weight), mlp.down_proj.weight, eps)
+        return dense(gain, stack(mlp.gate_proj.weight, mlp.up_proj.weight), mlp.down_proj.weight, eps)
     shared = mlp.shared_experts
     return Mlp(
         gain=gain,
@@ -135,7 +135,7 @@ def _mlp(layer: Any) -> Mlp:
         bias=mlp.gate.e_score_correction_bias.float(),
         gate_up=mlp.experts.gate_up_proj,
         down=mlp.experts.down_proj,
-        shared_gate_up=join(shared.gate_proj.weight, shared.up_proj.weight),
+        shared_gate_up=stack(shared.gate_proj.weight, shared.up_proj.weight),
         shared_down=shared.down_proj.weight,
         chosen=mlp.gate.top_k,
         factor=mlp.gate.routed_scaling_factor,
@@ -160,7 +160,7 @@ def dense(gain: Tensor, gate_up: Tensor, down: Tensor, eps: float) -> Mlp:
     )
 
 
-def join(*parameters: Tensor) -> Tensor:
+def stack(*parameters: Tensor) -> Tensor:
     """The parameters below one another in one tensor, of which they become views."""
     whole = torch.cat([parameter.data for parameter in parameters])
     for parameter, view in zip(parameters, whole.split([len(parameter) for parameter in parameters]), strict=True):

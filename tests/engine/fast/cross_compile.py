@@ -67,7 +67,7 @@ def compile_launches(capability: int, shared: dict[str, int]) -> None:
     dependent = {"PDL": True, "launch_pdl": True} if capability >= 90 else {"PDL": False}
     for module in MODULES:
         module.launch_options = lambda tensor, warps: {"num_warps": warps, **dependent}
-        module.is_large = lambda device: capability // 10 in (9, 10)
+        module.is_hopper = lambda device: capability // 10 == 9
 
 
 def of(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:

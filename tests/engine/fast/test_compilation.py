@@ -1,3 +1,5 @@
+"""What the interpreter cannot show: that a GPU's compiler takes every kernel, and that it fits."""
+
 import json
 import subprocess
 import sys

@@ -12,6 +12,7 @@ from transformers import TopKLogitsWarper, TopPLogitsWarper
 
 from kimi_vl.engine.base import ModelInputs, Patches, SamplingParams
 from kimi_vl.engine.fast.engine import FastEngine
+from kimi_vl.engine.fast.prefill import prefill
 from kimi_vl.engine.reference import ReferenceEngine
 from kimi_vl.model.checkpoint import load_model
 from kimi_vl.model.modeling import KimiVLForConditionalGeneration
@@ -87,7 +88,7 @@ def test_each_step_is_what_the_whole_prompt_gives(engine: FastEngine, model: Kim
     ids = REQUESTS["text"].input_ids
     engine._read(ModelInputs(ids[:, :-8]))
     for place in range(ids.shape[1] - 8, ids.shape[1]):
-        engine.decoder.embed(int(ids[0, place]))
+        engine.decoder._buffers.x.copy_(engine.weights.embeddings[ids[0, place]])
         engine.decoder.position.fill_(place)
         engine.decoder.forward()
         expected = model(ids[:, : place + 1]).logits[0, -1]
@@ -164,6 +165,53 @@ def test_a_conversation_goes_on_where_it_was(
 def test_what_differs_is_not_reused(engine: FastEngine, reference: ReferenceEngine, other: ModelInputs) -> None:
     tokens(engine, FIRST)
     assert tokens(engine, other) == tokens(reference, other)
+    assert engine.cached_tokens == 0
+
+
+def test_another_question_about_much_that_was_seen(
+    engine: FastEngine, reference: ReferenceEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kimi_vl.engine.fast.prompt.WORTH_A_CUT", 10)
+    tokens(engine, REQUESTS["pictures"])
+    other = ask("What number is in picture 2?", number(42), number(8105, 200, 90), number(7, 90, 200))
+    assert tokens(engine, other) == tokens(reference, other)
+    last_media = int((other.input_ids[0] == processor.media_id).nonzero()[-1])
+    assert engine.cached_tokens == last_media + 1
+
+
+def test_whole_chunks_are_kept_for_any_prompt_with_the_same_pieces(
+    engine: FastEngine, reference: ReferenceEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kimi_vl.engine.fast.engine.CHUNK", 8)
+    first, other = ask("What is 12 + 7?", number(42)), ask("What is 12 + 8?", number(42))
+    tokens(engine, first)
+    assert tokens(engine, other) == tokens(reference, other)
+    shared = int((first.input_ids != other.input_ids).nonzero()[0, 1])
+    assert engine.cached_tokens == shared // 8 * 8
+    monkeypatch.setattr("kimi_vl.engine.fast.prompt.WORTH_A_CUT", 10)  # cuts this one where the last one was not
+    assert tokens(engine, first) == tokens(reference, first)
+    cut = int((first.input_ids[0] == processor.media_id).nonzero()[-1]) + 1
+    assert engine.cached_tokens == cut // 8 * 8 < shared // 8 * 8
+
+
+def test_a_stop_ends_a_prompt_after_a_piece(
+    engine: FastEngine, reference: ReferenceEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pieces: list[int] = []
+    with monkeypatch.context() as patch:
+        patch.setattr("kimi_vl.engine.fast.engine.CHUNK", 8)
+        generation = engine.generate(FIRST, NO_STOP)
+
+        def stop_then_prefill(*given: Any) -> torch.Tensor:
+            pieces.append(len(given[3]))
+            generation.stop()
+            return prefill(*given)
+
+        patch.setattr("kimi_vl.engine.fast.engine.prefill", stop_then_prefill)
+        assert list(generation) == []
+        assert generation.finish_reason == "stopped"
+    assert pieces == [8]
+    assert tokens(engine, SECOND) == tokens(reference, SECOND)
     assert engine.cached_tokens == 0
 
 

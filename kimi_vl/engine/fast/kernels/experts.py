@@ -44,7 +44,15 @@ def _load_vector(vector, COLUMNS: tl.constexpr, A: tl.constexpr, B: tl.constexpr
 
 @triton.jit
 def _add_shared(
-    x, shared_down, shared, rows, SHARED: tl.constexpr, A: tl.constexpr, B: tl.constexpr, C: tl.constexpr, PDL
+    x,
+    shared_down,
+    shared,
+    rows,
+    SHARED: tl.constexpr,
+    A: tl.constexpr,
+    B: tl.constexpr,
+    C: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     a, b, c = _load_pieces(shared_down, rows, SHARED, A, B, C)
     wait_for_previous(PDL)

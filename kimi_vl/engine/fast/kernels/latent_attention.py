@@ -11,9 +11,10 @@ import triton.language as tl
 from torch import Tensor
 
 from kimi_vl.engine.fast.kernels.operation import (
+    LOG2_E,
     Operation,
     dot_rows,
-    is_large,
+    is_hopper,
     launch_options,
     release_next,
     wait_for_previous,
@@ -22,11 +23,10 @@ from kimi_vl.engine.fast.weights import Attention
 
 SPLITS = 128  # parts of the cache that are attended to at the same time: about one for each multiprocessor
 TOKENS = 64  # cached tokens in a tile
-STAGES = {True: 3, False: 2}  # tiles on their way, by is_large: 168 KB of shared memory, or 94 KB
+STAGES = {True: 3, False: 2}  # tiles on their way, by is_hopper: 168 KB of shared memory, or 94 KB
 MERGE_ROWS = 16  # value rows in one program of `merge`
 MERGE_SPLITS = 32  # splits that `merge` reads at once
 WARPS = 4
-LOG2_E = 1.4426950408889634
 
 
 @triton.jit
@@ -105,7 +105,7 @@ def _launch_attend(query: Tensor, cache: Tensor, position: Tensor, parts: Tensor
         ROPE=query.shape[1] - latent,
         TOKENS=TOKENS,
         SPLITS=splits,
-        num_stages=STAGES[is_large(query.device)],
+        num_stages=STAGES[is_hopper(query.device)],
         **launch_options(query, WARPS),
     )
 

@@ -1,6 +1,7 @@
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
 """What all kernels share: where they run, how they are launched, how a weight matrix is read."""
 
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, is_dataclass
@@ -15,6 +16,7 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 P = ParamSpec("P")
+LOG2_E = 1.4426950408889634
 
 
 @dataclass(frozen=True)
@@ -28,33 +30,32 @@ class Operation(Generic[P]):
     reference: Callable[P, None]
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> None:
-        if _noted is not None:
-            _noted.setdefault((self, _shape(args)), partial(self.launch, *args, **kwargs))
+        if (calls := getattr(_noting, "calls", None)) is not None:
+            calls.setdefault((self, _shape(args)), partial(self.launch, *args, **kwargs))
             return
         run = self.launch if cast(Tensor, args[0]).is_cuda else self.reference
         run(*args, **kwargs)
 
 
-_noted: dict[Any, Callable[[], None]] | None = None  # where calls go instead, while compile_ahead looks for kernels
+_noting = threading.local()  # `calls` is where a thread's calls go instead, while it looks for kernels to compile
 
 
-def compile_ahead(*works: Callable[[], object], beside: Callable[[], None]) -> None:
-    """Compiles the kernels that some works launch, as many at a time as there are processors, and does something else.
+def compile_ahead(*works: Callable[[], object]) -> None:
+    """Compiles the kernels that some works launch, several at a time.
 
     Each is launched once, in any order and without those before it, so its inputs must be initialised, and what the
     works' results hold means nothing.
     """
-    global _noted
     calls: dict[Any, Callable[[], None]] = {}
-    _noted = calls
+    _noting.calls = calls
     try:
         for work in works:
             work()
     finally:
-        _noted = None
+        del _noting.calls
     triton.runtime.driver.active.get_current_device()  # whose initialisation is not made for several threads
     with ThreadPoolExecutor() as pool:
-        list(pool.map(_call, [beside, *calls.values()]))
+        list(pool.map(_call, calls.values()))
 
 
 def _call(work: Callable[[], None]) -> None:
@@ -103,9 +104,9 @@ def launch_options(tensor: Tensor, warps: int) -> dict[str, Any]:
     return {"num_warps": warps, "PDL": False}
 
 
-def is_large(device: torch.device) -> bool:
-    """Hopper and the Blackwell of data centres: 227 KB of shared memory, and libraries with products made for them."""
-    return device.type == "cuda" and _capability(device)[0] in (9, 10)
+def is_hopper(device: torch.device) -> bool:
+    """A GPU with 227 KB of shared memory, whose libraries' grouped products and attention were measured."""
+    return device.type == "cuda" and _capability(device)[0] == 9
 
 
 @cache
@@ -122,7 +123,8 @@ def release_next(PDL: tl.constexpr):
 
 @triton.jit
 def wait_for_previous(PDL: tl.constexpr):
-    """Until the kernel before has written all its results. Only weights may be read earlier, and nothing written."""
+    """Until the kernel before has written all its results. Before that only weights and what an earlier kernel than it
+    wrote may be read, and nothing written."""
     if PDL:
         gdc_wait()
 

@@ -10,14 +10,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kimi_vl.engine.fast.kernels.operation import Operation
+from kimi_vl.engine.fast.kernels.operation import LOG2_E, Operation
 
 QUERIES = 128  # patches whose queries are in one program
 KEYS = 64  # patches whose keys it reads at once
 WARPS = 8
 REGISTERS = 128  # of a thread: then a multiprocessor has room for two programs
 STAGES = 3  # of keys and values on their way from memory
-LOG2_E = 1.4426950408889634
 
 
 def padded(size: int) -> tuple[int, int]:

@@ -11,13 +11,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kimi_vl.engine.fast.kernels.operation import Operation, is_large
+from kimi_vl.engine.fast.kernels.operation import LOG2_E, Operation, is_hopper
 from kimi_vl.engine.fast.weights import Attention
 
 ROWS = 128  # queries in one program
 KEYS = 64  # keys that it reads at once
-STAGES = {True: 3, False: 2}  # of them on their way, by is_large: 172 KB of shared memory, or 90 KB
-LOG2_E = 1.4426950408889634
+STAGES = {True: 3, False: 2}  # of them on their way, by is_hopper: 172 KB of shared memory, or 90 KB
 
 
 @triton.jit
@@ -133,7 +132,7 @@ def _launch_attend_prompt(
         ROWS=ROWS,
         KEYS=KEYS,
         num_warps=8,
-        num_stages=STAGES[is_large(q.device)],
+        num_stages=STAGES[is_hopper(q.device)],
     )
 
 
@@ -147,7 +146,7 @@ def attend_prompt_reference(
         kv: [context, heads * (nope + value)], kv_b_proj of the cached latents, at least to the end of the chunk.
         cache: [context, latent + rope], the layer's, for its rotated keys.
         attention: the layer's weights.
-        span: of the chunk, see prompt.py.
+        span: of the chunk, see kernels/prompt.py.
         out: [tokens, heads * value], written.
     """
     past, length = span.tolist()

@@ -1,7 +1,7 @@
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
 """A prompt's tokens to their experts: `choose` picks them, `arrange` lays the tokens out expert after expert.
 
-For `span` see prompt.py.
+For `span` see kernels/prompt.py.
 """
 
 import torch

@@ -1,11 +1,14 @@
 """Cog's front door."""
 
+import os
+import signal
 import sys
 import traceback
 from collections.abc import Iterator
 from dataclasses import asdict, replace
-from threading import Thread
+from threading import Thread, Timer
 
+import coglet
 from cog import BaseModel, BasePredictor, Input, Path, streaming
 
 from kimi_vl.errors import InvalidRequest
@@ -15,6 +18,7 @@ from kimi_vl.service import Answer, Service
 from kimi_vl.settings import Settings
 
 CHUNK_SECONDS = 0.03  # a reader sees it live, and the server has few events to send
+LAST_SECONDS = 1.0  # of a server that ends: the failed prediction is answered by then
 
 
 class Delta(BaseModel):
@@ -31,6 +35,13 @@ def _log(text: str) -> None:
     thread.join()
 
 
+def _end_server() -> None:
+    """Ends Cog's server and this worker of it: with its worker gone, a server would stay and answer 409 for ever."""
+    if coglet.server.active:
+        os.kill(os.getppid(), signal.SIGTERM)
+        os._exit(1)
+
+
 class Predictor(BasePredictor):
     """Kimi-VL, loaded once, one prediction at a time."""
 
@@ -39,6 +50,14 @@ class Predictor(BasePredictor):
         settings = Settings.from_environment()
         self.reporter = Reporter(seconds=1)
         self.service = Service.load(replace(settings, model=settings.model or "thinking"), progress=print)
+
+    def healthcheck(self) -> bool:
+        """Whether requests can succeed. When none ever will, this also ends the server, for a supervisor to restart."""
+        healthy = self.service.healthy
+        if not healthy:
+            _log("The GPU or the thread that runs it is lost: this server ends, so that a new one can be started")
+            Timer(LAST_SECONDS, _end_server).start()
+        return healthy
 
     @streaming
     def predict(
@@ -54,9 +73,10 @@ class Predictor(BasePredictor):
             description="What the model is told to be, before your prompt.", default="You are a helpful assistant"
         ),
         temperature: float = Input(
-            description="How random the text is: 0 always takes the likeliest word, 2 is the most random.",
-            default=0.6,
-            ge=0,
+            description="How random the text is: 0 always takes the likeliest word, 2 is the most random, -1 is what "
+            "the model's authors recommend.",
+            default=-1,
+            ge=-1,
             le=2,
         ),
         top_p: float = Input(
@@ -93,7 +113,7 @@ class Predictor(BasePredictor):
                     images=fetched_files(images),
                     system_prompt=system_prompt,
                     # Numbers come as JSON has them: 1 as an int, 1.0 as a float, whatever is declared.
-                    temperature=float(temperature),
+                    temperature=None if temperature == -1 else float(temperature),
                     top_p=float(top_p),
                     max_new_tokens=int(max_new_tokens),
                     seed=None if seed == -1 else int(seed),
@@ -107,4 +127,5 @@ class Predictor(BasePredictor):
             raise
         except Exception:  # ours: the log tells what happened, the client that it was not at fault
             _log(traceback.format_exc())
+            self.healthcheck()  # nobody else may ask
             raise RuntimeError("The server failed to answer; your request is not at fault, send it again.") from None

@@ -32,8 +32,8 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
         "help": "picture files, in the order in which the prompt speaks of them",
     },
     "--model": {
-        "help": "thinking, thinking-2506, instruct, tiny, or a checkpoint folder (default: KIMI_VL_MODEL, else the "
-        "first of these whose weights are there)",
+        "help": "thinking, thinking-2506, instruct, tiny, a checkpoint folder, or hf://owner/name[@revision] (default: "
+        "KIMI_VL_MODEL, else the first of these whose weights are there)",
     },
     "--system-prompt": {
         "default": DEFAULT_SYSTEM_PROMPT,
@@ -98,7 +98,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _answer(arguments: argparse.Namespace) -> None:
     settings = Settings.from_environment()
-    settings = replace(settings, model=arguments.model or settings.model or best_model())
+    settings = replace(settings, model=arguments.model or settings.model or best_model(settings.weights_dir))
     request = Request(**{name: getattr(arguments, name) for name in REQUEST})
     request.check(settings)
     for read in request.pictures(settings):  # what is wrong with them is said before the wait for the weights

@@ -45,8 +45,11 @@ class Usage:
 class Answer:
     """The text of one request as it comes, iterable once; `usage` is complete when it has ended."""
 
-    def __init__(self, generation: Generation, tokenizer: TikTokenTokenizer, usage: Usage, started: float) -> None:
+    def __init__(
+        self, generation: Generation, tokenizer: TikTokenTokenizer, usage: Usage, started: float, thinks: bool
+    ) -> None:
         self.usage = usage
+        self._thinks = thinks
         self._generation = generation
         self._tokenizer = tokenizer
         self._started = started
@@ -67,7 +70,7 @@ class Answer:
         self.stop()
 
     def __iter__(self) -> Iterator[Delta]:
-        detokenizer, splitter = Detokenizer(self._tokenizer), ThinkingSplitter()
+        detokenizer, splitter = Detokenizer(self._tokenizer), ThinkingSplitter(self._thinks)
         for count, token in enumerate(self._generation, start=1):
             thinking_before = splitter.in_thinking
             delta = splitter.feed(detokenizer.feed(token))
@@ -107,15 +110,15 @@ class Service:
         """Loads the model that the settings name.
 
         Raises:
-            Misconfigured: its folder is not there.
+            Misconfigured: its folder is not there, or cannot be used.
         """
-        folder, variant = find_model(settings.model)
+        folder, variant = find_model(settings.model, settings.weights_dir)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         progress(f"Loading {settings.model} on {_device_name(device)}")
         if variant.notice:
             progress(variant.notice)
-        processor = KimiVLProcessor.from_pretrained(folder)
         model = load_model(folder, device, torch.bfloat16 if device.type == "cuda" else torch.float32)
+        processor = KimiVLProcessor.from_pretrained(folder)
         return cls(settings, variant, processor, make_engine(model, processor.tokenizer, progress))
 
     def answer(self, request: Request) -> Answer:
@@ -142,7 +145,12 @@ class Service:
             seed=params.seed,
         )
         generation = self._engine.generate(inputs, params)
-        return Answer(generation, self._processor.tokenizer, usage, started)
+        return Answer(generation, self._processor.tokenizer, usage, started, self.variant.thinks)
+
+    @property
+    def healthy(self) -> bool:
+        """Requests can succeed. Once this is false none ever will in this process."""
+        return self._engine.healthy
 
     def close(self) -> None:
         """Waits for the request in progress and ends all threads."""

@@ -18,7 +18,12 @@ def _setting(default: Any, meaning: str) -> Any:
 class Settings:
     """Each field is the variable KIMI_VL_ + its name in capitals."""
 
-    model: str = _setting("", "Which model answers: thinking, thinking-2506, instruct, tiny, or a checkpoint folder.")
+    model: str = _setting(
+        "",
+        "Which model answers: thinking, thinking-2506, instruct, tiny, a checkpoint folder, or one on the hub: "
+        "hf://owner/name[@revision].",
+    )
+    weights_dir: str = _setting("", "Where downloaded models are put and looked for.")
     max_images: int = _setting(8, "Most pictures in a request.")
     max_image_bytes: int = _setting(20_000_000, "Largest picture file, in bytes.")
     max_image_pixels: int = _setting(64_000_000, "Largest picture, in pixels (width times height).")

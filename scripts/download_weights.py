@@ -1,26 +1,45 @@
-"""Downloads the weights of a published Kimi-VL model (33 GB) into weights/, at the revision this project knows."""
+"""Downloads the weights of a Kimi-VL model (33 GB) to where `--model` finds them: weights/, or KIMI_VL_WEIGHTS_DIR.
+
+An interrupted download goes on where it stopped; a model that is there is left alone.
+"""
 
 import argparse
+import sys
 
-from huggingface_hub import snapshot_download
+from huggingface_hub.utils import tqdm
 
-from kimi_vl.model.variants import VARIANTS, WEIGHTS
+from kimi_vl.errors import Misconfigured
+from kimi_vl.model.fetch import fetch
+from kimi_vl.settings import Settings
 
-FILES = ["*.json", "*.safetensors", "tiktoken.model"]  # no code
+NOT_FETCHED, INTERRUPTED = 2, 130  # exit statuses
 
 
-def main() -> None:
-    """Downloads one model; an interrupted download goes on where it stopped."""
-    published = [name for name, variant in VARIANTS.items() if variant.repository]
+def main(argv: list[str] | None = None) -> int:
+    """Downloads one model; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("model", choices=published, nargs="?", default=published[0], help="default: %(default)s")
-    name = parser.parse_args().model
-    variant = VARIANTS[name]
-    snapshot_download(
-        variant.repository, revision=variant.revision, allow_patterns=FILES, local_dir=WEIGHTS / name, max_workers=8
+    parser.add_argument(
+        "model",
+        nargs="?",
+        default="thinking",
+        help="thinking, thinking-2506, instruct, or hf://owner/name[@revision] (default: %(default)s)",
     )
-    print(f"weights/{name} is complete; answer with it: python -m kimi_vl --model {name} 'What is this?' PICTURE")
+    name = parser.parse_args(argv).model
+    try:
+        folder = fetch(name, Settings.from_environment().weights_dir, _say)
+    except Misconfigured as error:
+        _say(f"error: {error}")
+        return NOT_FETCHED
+    except KeyboardInterrupt:
+        _say("stopped; the same command goes on from here")
+        return INTERRUPTED
+    print(f"{folder} is complete; answer with it: python -m kimi_vl --model {name} 'What is this?' PICTURE")
+    return 0
+
+
+def _say(line: str) -> None:
+    tqdm.write(line, file=sys.stderr)  # above the progress bar, if there is one
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 
 from kimi_vl.engine.base import Engine, Generation, ModelInputs
 from kimi_vl.errors import InvalidRequest, Misconfigured
-from kimi_vl.model.variants import UNNAMED, WEIGHTS
+from kimi_vl.model.variants import UNNAMED, WEIGHTS, Variant
 from kimi_vl.prompt.processor import KimiVLProcessor
 from kimi_vl.request import Request
 from kimi_vl.service import Answer, Service, make_engine
@@ -184,6 +184,32 @@ def test_what_an_engine_did_not_compute_again_is_reported() -> None:
     list(answer)
     assert answer.usage.cached_tokens == 7
     service.close()
+
+
+@pytest.mark.parametrize(("asked", "used"), [(None, 0.3), (0.0, 0.0), (1.5, 1.5)])
+def test_a_temperature_left_out_is_the_one_of_the_variant(asked: float | None, used: float) -> None:
+    processor = KimiVLProcessor.from_pretrained(WEIGHTS / "tiny")
+    engine = Remembering(context_length=1000)
+    service = Service(Settings(), Variant(temperature=0.3), processor, engine)
+    answer = service.answer(Request("What is 12 + 7?", temperature=asked))
+    assert answer._generation.params.temperature == used
+    service.close()
+
+
+def test_of_a_model_that_does_not_think_everything_is_answer() -> None:
+    class Thinking(Engine):
+        def _decode(self, inputs: ModelInputs, generation: Generation) -> None:
+            for token in processor.tokenizer.encode_text("◁think▷Hm.◁/think▷19"):
+                generation.emit(token)
+            generation.emit(min(generation.params.stop_ids))
+
+    processor = KimiVLProcessor.from_pretrained(WEIGHTS / "tiny")
+    for thinks, expected in ((True, ("Hm.", "19")), (False, ("", "◁think▷Hm.◁/think▷19"))):
+        service = Service(Settings(), Variant(0.0, thinks=thinks), processor, Thinking(context_length=1000))
+        answer = service.answer(Request("What is 12 + 7?"))
+        assert texts(answer) == expected
+        assert (answer.usage.thinking_tokens > 0) == thinks
+        service.close()
 
 
 @pytest.mark.parametrize(

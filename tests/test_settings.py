@@ -7,6 +7,7 @@ from kimi_vl.settings import Settings
 def test_reads_the_variables_that_are_set() -> None:
     environment = {"KIMI_VL_MAX_IMAGES": "3", "KIMI_VL_MODEL": "tiny", "PATH": "/bin"}
     assert Settings.from_environment(environment) == Settings(model="tiny", max_images=3)
+    assert Settings.from_environment({"KIMI_VL_WEIGHTS_DIR": "/models"}).weights_dir == "/models"
 
 
 @pytest.mark.parametrize(

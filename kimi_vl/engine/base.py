@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from queue import Empty, SimpleQueue
-from threading import Event
+from threading import Event, current_thread
 from typing import Literal
 
 import torch
@@ -20,6 +20,19 @@ POLL_SECONDS = 0.1  # how long a consumer may wait without running Python, so th
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """A tensor of the host on a device. A GPU fetches it when it gets there, and nobody waits for that."""
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+
+
+def gpu_is_lost() -> bool:
+    """Every call to the GPU fails from now on, until another process makes it: what CUDA calls a sticky error."""
+    if not torch.cuda.is_initialized():
+        return False
+    for _ in range(2):  # an error that has passed is told once, a sticky one always
+        try:
+            torch.cuda.synchronize()
+        except RuntimeError:
+            continue
+        return False
+    return True
 
 
 @dataclass(frozen=True)
@@ -151,7 +164,13 @@ class Engine(ABC):
     def __init__(self, context_length: int) -> None:
         self.context_length = context_length
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
-        self._thread.submit(int).result()  # starts it now: see Reporter in output/pacing.py
+        self._runner = self._thread.submit(current_thread).result()  # starts it now: see Reporter in output/pacing.py
+        self._gpu_lost = False
+
+    @property
+    def healthy(self) -> bool:
+        """Requests can succeed. Once this is false none ever will in this process."""
+        return self._runner.is_alive() and not self._gpu_lost
 
     def generate(self, inputs: ModelInputs, params: SamplingParams) -> Generation:
         """What will be generated for a prompt. max_new_tokens is cut to what the context length leaves.
@@ -178,6 +197,7 @@ class Engine(ABC):
             if not generation.stopped:  # it may have waited for another to end
                 self._decode(inputs, generation)
         except BaseException as error:
+            self._gpu_lost = gpu_is_lost()  # whoever reads the error can ask at once
             generation.end(error)
         else:
             generation.end()

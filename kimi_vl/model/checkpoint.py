@@ -1,4 +1,4 @@
-"""Checkpoint folders in the official Kimi-VL layout: tensor names, where a model is found, how it is loaded."""
+"""Checkpoint folders in the official Kimi-VL layout: tensor names, and how it is loaded."""
 
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from transformers.core_model_loading import (
 )
 
 from kimi_vl.model.configuration import KimiVLConfig
+from kimi_vl.model.inspection import inspect_folder
 from kimi_vl.model.modeling import KimiVLForConditionalGeneration
 
 BLOCK, LAYER = r"^vision_tower\.encoder\.blocks\.(\d+)\.", r"^model\.vision_tower\.layers\.\1\."
@@ -56,8 +57,9 @@ def load_model(folder: Path, device: torch.device, dtype: torch.dtype) -> KimiVL
     """Loads a checkpoint folder's safetensors straight onto a device, ready to generate.
 
     Raises:
-        OSError: the folder lacks config.json or its safetensors files.
+        Misconfigured: the folder cannot be used; no memory has been taken.
     """
+    inspect_folder(folder)
     logging.disable_progress_bar()
     model = KimiVLForConditionalGeneration.from_pretrained(
         folder,

@@ -21,12 +21,13 @@ class ThinkingSplitter:
 
     Thinking is what stands between an opening marker at the very start (whitespace before it is dropped) and the first
     closing marker; everything else is answer, verbatim. Joining the deltas gives the same two strings for any cutting
-    of the same text, and no text is held back that could not still become a marker.
+    of the same text, and no text is held back that could not still become a marker. Of a model that does not think,
+    everything is answer.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, thinks: bool = True) -> None:
         self._held = ""
-        self._section = self._start
+        self._section = self._start if thinks else self._answer
 
     @property
     def undecided(self) -> bool:

@@ -17,6 +17,7 @@ from tiny.batches import Batch, to_device
 from tiny.network import MoE, TinyKimiVL
 from tiny.questions import SHARES
 
+STATE = "state"  # the folder beside a checkpoint, in which no files may be that are not its own
 FILE_BYTES = 14_000_000  # of a resume file, so that each can be moved on its own
 LOG_SECONDS = 10
 
@@ -136,17 +137,18 @@ def save_state(folder: Path, model: TinyKimiVL, optimisers: list[torch.optim.Opt
             size = 0
         files[-1][name] = tensor.detach().cpu().contiguous()
         size += tensor.nbytes
-    folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.glob("state-*.safetensors"):
+    state = folder / STATE
+    state.mkdir(parents=True, exist_ok=True)
+    for old in state.iterdir():
         old.unlink()
     for index, part in enumerate(files):
-        save_file(part, folder / f"state-{index}.safetensors")
+        save_file(part, state / f"{index}.safetensors")
 
 
 def load_state(folder: Path, model: TinyKimiVL, optimisers: list[torch.optim.Optimizer], schedule: Schedule) -> None:
     """Takes up what save_state wrote."""
     tensors: dict[str, Tensor] = {}
-    for file in folder.glob("state-*.safetensors"):
+    for file in (folder / STATE).glob("*.safetensors"):
         with safe_open(file, "pt") as stored:
             tensors.update({name: stored.get_tensor(name) for name in stored.keys()})  # noqa: SIM118
     model.load_state_dict({n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")})

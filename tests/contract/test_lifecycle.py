@@ -1,5 +1,7 @@
 """Starting, cancelling, losing the client, and shutting down."""
 
+import os
+import shutil
 import signal
 import threading
 import time
@@ -71,13 +73,21 @@ def test_without_weights_setup_fails_and_says_how_to_get_them(tmp_path: Path) ->
         server.stop()
 
 
+def test_a_folder_that_cannot_be_used_is_refused_with_one_sentence(endless_model: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(endless_model, tmp_path / "truncated")
+    os.truncate(folder / "model.safetensors", 1_000_000)
+    server = Server(str(folder), tmp_path / "log")
+    try:
+        health = server.wait()
+        assert health["status"] == "SETUP_FAILED"
+        assert f"the model folder {folder} cannot be used: model.safetensors is truncated" in health["setup"]["logs"]
+    finally:
+        server.stop()
+
+
 def test_a_failure_of_ours_shows_a_client_nothing_of_the_inside(endless_model: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "broken"
-    folder.mkdir()
-    for file in endless_model.iterdir():
-        (folder / file.name).symlink_to(file)
+    folder = shutil.copytree(endless_model, tmp_path / "broken")
     config = (endless_model / "config.json").read_text()
-    (folder / "config.json").unlink()
     (folder / "config.json").write_text(config.replace('"num_experts_per_tok": 2', '"num_experts_per_tok": 900'))
     server = Server(str(folder), tmp_path / "log")
     try:

@@ -90,6 +90,12 @@ def test_json_numbers_may_be_of_either_kind(server: Any) -> None:
     assert server.predict(prompt="What is 12 + 7?", temperature=1)["status"] == "succeeded"
 
 
+@pytest.mark.parametrize("change", [{}, {"temperature": -1}, {"temperature": -1.0}])
+def test_without_a_temperature_the_models_own_counts(server: Any, change: dict[str, Any]) -> None:
+    results = [server.predict(prompt="Tell me more.", max_new_tokens=30, seed=seed, **change) for seed in (1, 2)]
+    assert results[0]["output"] == results[1]["output"], "tiny takes the likeliest token, whatever the seed"
+
+
 def test_a_line_in_the_log_for_each_second(endless: Any) -> None:
     result = endless.predict(**LONG, max_new_tokens=400)
     lines = result["logs"].splitlines()
@@ -102,6 +108,7 @@ def test_a_line_in_the_log_for_each_second(endless: Any) -> None:
     ("change", "message"),
     [
         ({"prompt": " \n "}, "The prompt is empty; write a question or an instruction."),
+        ({"temperature": -0.5}, "temperature is -0.5 and must be from 0 to 2."),
         ({"images": [SHAPES] * 9}, "The request has 9 pictures and the limit is 8; send fewer."),
         ({"images": ["/etc/passwd"]}, "The first picture is not one that could be fetched; send an http(s) URL"),
         ({"images": ["file:///etc/passwd"]}, "The first picture is not one that could be fetched"),

@@ -1,5 +1,6 @@
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor,
 import kimi_vl  # noqa: F401  registers the Auto classes
 from kimi_vl.errors import Misconfigured
 from kimi_vl.model import variants
+from kimi_vl.model.inspection import missing_files
 from kimi_vl.model.modeling import _groups
 
 TINY = variants.WEIGHTS / "tiny"
@@ -91,36 +93,72 @@ def test_pictures_are_grouped_up_to_the_limit(sizes: list[int], groups: list[lis
 
 
 def test_models_are_found_by_name_and_by_folder(tmp_path: Path) -> None:
-    assert variants.find_model("tiny") == (TINY, variants.VARIANTS["tiny"])
+    assert variants.find_model("tiny", str(tmp_path)) == (TINY, variants.VARIANTS["tiny"])
     assert variants.find_model(str(TINY))[1].notice, "the shipped model says what it is, however it is named"
     shutil.copytree(TINY, tmp_path / "mine")
     assert variants.find_model(str(tmp_path / "mine")) == (tmp_path / "mine", variants.UNNAMED)
+    shutil.copytree(TINY, tmp_path / "instruct")
+    for name in ("instruct", str(tmp_path / "instruct")):
+        folder, variant = variants.find_model(name, str(tmp_path))
+        assert (folder, variant) == (tmp_path / "instruct", variants.VARIANTS["instruct"])
+        assert not variant.thinks
 
 
-def test_an_interrupted_download_is_no_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(variants, "WEIGHTS", tmp_path)
-    folder = tmp_path / "thinking"
-    shutil.copytree(TINY, folder)
-    assert variants.best_model() == "thinking"
-    (folder / "model.safetensors").rename(folder / "model-1-of-2.safetensors")
-    shards = {"weight_map": {"a": "model-1-of-2.safetensors", "b": "model-2-of-2.safetensors"}}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(shards))
-    assert variants.missing_files(folder) == ["model-2-of-2.safetensors"]
-    assert variants.best_model() == "tiny"
-    with pytest.raises(Misconfigured, match=r"weights/thinking is not complete; .*download_weights.py thinking"):
-        variants.find_model("thinking")
-    with pytest.raises(Misconfigured, match=r"no complete checkpoint folder: model-2-of-2.safetensors is missing"):
-        variants.find_model(str(shutil.copytree(folder, tmp_path / "mine")))
-    (folder / "model-2-of-2.safetensors").touch()
-    assert variants.best_model() == "thinking"
+def test_a_model_of_the_hub_has_a_folder_of_its_own(tmp_path: Path) -> None:
+    folder, variant = variants.locate("hf://moonshotai/Kimi-VL-A3B-Instruct@v1.0", str(tmp_path))
+    assert folder == tmp_path / "moonshotai--Kimi-VL-A3B-Instruct@v1.0"
+    assert (variant.temperature, variant.thinks, variant.revision) == (0.2, False, "v1.0")
+    folder, variant = variants.locate("hf://someone/kimi", str(tmp_path))
+    assert folder == tmp_path / "someone--kimi@main"
+    assert (variant.temperature, variant.thinks, variant.repository) == (0.6, True, "someone/kimi")
 
 
 @pytest.mark.parametrize(
-    ("name", "hint"), [("instruct", "download_weights.py instruct"), ("nowhere", "checkpoint folder")]
+    ("generation_config", "temperature"),
+    [
+        ('{"do_sample": true, "temperature": 0.3}', 0.3),
+        ('{"do_sample": true, "temperature": 2}', 2.0),
+        ('{"do_sample": false, "temperature": 0.3}', 0.6),
+        ('{"do_sample": true}', 0.6),
+        ('{"do_sample": true, "temperature": 7}', 0.6),
+        ('{"do_sample": true, "temperature": NaN}', 0.6),
+        ('{"do_sample": true, "temperature": null}', 0.6),
+        ("[]", 0.6),
+        ("{", 0.6),
+    ],
 )
-def test_a_missing_model_is_named_with_the_way_to_get_it(
-    name: str, hint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(variants, "WEIGHTS", tmp_path)
+def test_a_folder_recommends_its_own_temperature(tmp_path: Path, generation_config: str, temperature: float) -> None:
+    folder = shutil.copytree(TINY, tmp_path / "mine")
+    (folder / "generation_config.json").write_text(generation_config)
+    assert variants.find_model(str(folder))[1] == replace(variants.UNNAMED, temperature=temperature)
+
+
+def test_an_interrupted_copy_is_no_model(tmp_path: Path) -> None:
+    weights = str(tmp_path)
+    folder = shutil.copytree(TINY, tmp_path / "thinking")
+    assert variants.best_model(weights) == "thinking"
+    (folder / "model.safetensors").rename(folder / "model-1-of-2.safetensors")
+    shards = {"weight_map": {"a": "model-1-of-2.safetensors", "b": "model-2-of-2.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(shards))
+    assert missing_files(folder) == ["model-2-of-2.safetensors"]
+    assert variants.best_model(weights) == "tiny"
+    with pytest.raises(Misconfigured, match=r"/thinking is not complete; .*download_weights.py thinking"):
+        variants.find_model("thinking", weights)
+    with pytest.raises(Misconfigured, match=r"no complete checkpoint folder: model-2-of-2.safetensors is missing"):
+        variants.find_model(str(shutil.copytree(folder, tmp_path / "mine")))
+    (folder / "model-2-of-2.safetensors").touch()
+    assert variants.best_model(weights) == "thinking"
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("instruct", r"/instruct is not there; fetch the model with: python scripts/download_weights.py instruct"),
+        ("hf://a/b@c", r"/a--b@c is not there; fetch the model with: python scripts/download_weights.py hf://a/b@c"),
+        ("hf://a/../b", "names no model on the hub"),
+        ("nowhere", "neither a checkpoint folder nor one of"),
+    ],
+)
+def test_a_missing_model_is_named_with_the_way_to_get_it(name: str, hint: str, tmp_path: Path) -> None:
     with pytest.raises(Misconfigured, match=hint):
-        variants.find_model(name)
+        variants.find_model(name, str(tmp_path))

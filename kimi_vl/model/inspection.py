@@ -1,0 +1,299 @@
+"""Whether a checkpoint folder can be used: all that its small files and the headers of its weights tell.
+
+Nothing here builds a network or reads a tensor, so that a folder is refused within seconds, before any memory is taken.
+"""
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from kimi_vl.errors import Misconfigured
+
+CONFIG, PREPROCESSOR, VOCABULARY = "config.json", "preprocessor_config.json", "tiktoken.model"
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+LARGEST_JSON = 100_000_000  # bytes of a file, or of a safetensors header
+LARGEST_NUMBER = 1e9  # anywhere in a configuration; rope_theta is 800,000
+BYTES = {"BF16": 2, "F16": 2, "F32": 4}  # of an element of each type that weights may have
+
+# The smallest and the largest value of what shapes follow from.
+TEXT_SIZES = {
+    "vocab_size": (1, 2**20),
+    "max_position_embeddings": (1, 2**24),
+    "hidden_size": (1, 2**16),
+    "intermediate_size": (1, 2**18),
+    "moe_intermediate_size": (1, 2**16),
+    "num_hidden_layers": (1, 256),
+    "first_k_dense_replace": (0, 256),
+    "num_attention_heads": (1, 1024),
+    "n_routed_experts": (1, 1024),
+    "num_experts_per_tok": (1, 1024),
+    "n_shared_experts": (1, 64),
+    "kv_lora_rank": (1, 2**16),
+    "qk_nope_head_dim": (1, 4096),
+    "qk_rope_head_dim": (1, 4096),
+    "v_head_dim": (1, 4096),
+}
+VISION_SIZES = {
+    "patch_size": (1, 256),
+    "hidden_size": (1, 2**16),
+    "intermediate_size": (1, 2**18),
+    "num_hidden_layers": (1, 256),
+    "num_attention_heads": (1, 1024),
+    "init_pos_emb_height": (1, 4096),
+    "init_pos_emb_width": (1, 4096),
+}
+PICTURE_SIZES = {"in_token_limit": (4, 2**20), "patch_size": (1, 256)}
+
+Shape = tuple[int, ...]
+
+
+def missing_files(folder: Path) -> list[str]:
+    """The names of files that a checkpoint folder lacks, as after a copy that was interrupted."""
+    needed = [CONFIG, PREPROCESSOR, VOCABULARY]
+    if (folder / INDEX).is_file():
+        try:
+            needed += sorted(set(read_index(folder).values()))
+        except Misconfigured:
+            needed.append(INDEX)  # there, and damaged: inspect_folder says how
+    else:
+        needed.append(SINGLE)
+    return [name for name in needed if not (folder / name).is_file()]
+
+
+def inspect_folder(folder: Path) -> None:
+    """Checks everything that can be known of a checkpoint folder without reading its weights.
+
+    Raises:
+        Misconfigured: it cannot be used; the message names the file and says why.
+    """
+    inside = folder.resolve()
+    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
+        if not path.resolve().is_relative_to(inside):
+            raise _refusal(path, "is a link that leaves the folder; put the file itself there")
+    config = read_config(folder)
+    preprocessor = _read_json(folder / PREPROCESSOR)
+    _check_sizes(
+        folder / PREPROCESSOR, "", preprocessor, {k: PICTURE_SIZES[k] for k in PICTURE_SIZES & preprocessor.keys()}
+    )
+    expected = expected_shapes(config)
+    index = read_index(folder) if (folder / INDEX).is_file() else {}
+    found: set[str] = set()
+    for path in _weight_files(folder, set(index.values()) or {SINGLE}):
+        tensors = _tensors(path)
+        for name, shape in tensors.items():
+            if name not in expected:
+                raise _refusal(path, f"holds {name}, which no Kimi-VL of this configuration has")
+            if shape != expected[name]:
+                raise _refusal(path, f"holds {name} as {list(shape)}, and {CONFIG} asks for {list(expected[name])}")
+        placed = {name for name, file in index.items() if file == path.name} if index else tensors.keys()
+        if wrong := sorted(placed ^ tensors.keys()):
+            raise _refusal(path, f"and {INDEX} do not agree on {wrong[0]}; copy or fetch both again")
+        found |= tensors.keys()
+    if lacking := [name for name in expected if name not in found]:
+        others = f" and {len(lacking) - 1} others" if len(lacking) > 1 else ""
+        weights = INDEX if index else SINGLE
+        raise _refusal(folder / weights, f"lacks the tensor {lacking[0]}{others}; copy or fetch the folder again")
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The folder's config.json.
+
+    Raises:
+        Misconfigured: it is not there, not Kimi-VL's, or holds numbers that no network can have.
+    """
+    path = folder / CONFIG
+    config = _read_json(path)
+    architectures = config.get("architectures", ["KimiVLForConditionalGeneration"])
+    if config.get("model_type") != "kimi_vl" or architectures != ["KimiVLForConditionalGeneration"]:
+        raise _refusal(
+            path,
+            f"says model_type {config.get('model_type')!r} and architectures {architectures!r}, which is not Kimi-VL; "
+            "name a Kimi-VL checkpoint",
+        )
+    text, vision = config.get("text_config"), config.get("vision_config")
+    if not isinstance(text, dict) or not isinstance(vision, dict):
+        raise _refusal(path, "has no text_config or no vision_config")
+    _check_sizes(path, "text_config.", text, TEXT_SIZES)
+    _check_sizes(path, "vision_config.", vision, VISION_SIZES)
+    _check_sizes(path, "", config, {"media_placeholder_token_id": (0, text["vocab_size"] - 1)})
+    merge = vision.get("merge_kernel_size")
+    if not isinstance(merge, list) or len(merge) != 2 or not all(_is_whole(n) and 1 <= n <= 16 for n in merge):
+        raise _refusal(path, f"has vision_config.merge_kernel_size {merge!r}, which must be two whole numbers up to 16")
+    if vision["hidden_size"] % vision["num_attention_heads"]:
+        raise _refusal(path, "has a vision_config.hidden_size that its num_attention_heads do not divide")
+    return config
+
+
+def read_index(folder: Path) -> dict[str, str]:
+    """The file of each tensor, from model.safetensors.index.json.
+
+    Raises:
+        Misconfigured: it is no index, or names anything but safetensors files beside it.
+    """
+    weight_map = _read_json(folder / INDEX).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise _refusal(folder / INDEX, "has no weight_map; copy or fetch it again")
+    for file in weight_map.values():
+        if not isinstance(file, str) or Path(file).name != file or not file.endswith(".safetensors"):
+            raise _refusal(folder / INDEX, f"names {file!r}, which is no safetensors file beside it")
+    return weight_map
+
+
+def expected_shapes(config: Mapping[str, Any]) -> dict[str, Shape]:
+    """The official name and shape of every tensor that a Kimi-VL with this config.json has."""
+    text, vision = config["text_config"], config["vision_config"]
+    hidden, vocabulary = text["hidden_size"], text["vocab_size"]
+    shapes: dict[str, Shape] = {
+        "language_model.model.embed_tokens.weight": (vocabulary, hidden),
+        "language_model.lm_head.weight": (vocabulary, hidden),
+        "language_model.model.norm.weight": (hidden,),
+    }
+    for layer in range(text["num_hidden_layers"]):
+        for name, shape in _decoder_layer(text, dense=layer < text["first_k_dense_replace"]):
+            shapes[f"language_model.model.layers.{layer}.{name}"] = shape
+    width, patch = vision["hidden_size"], vision["patch_size"]
+    table = (vision["init_pos_emb_height"], vision["init_pos_emb_width"], width)
+    shapes["vision_tower.patch_embed.pos_emb.weight"] = table
+    merged = width * math.prod(vision["merge_kernel_size"])
+    biased: dict[str, Shape] = {
+        "vision_tower.patch_embed.proj": (width, 3, patch, patch),
+        "vision_tower.encoder.final_layernorm": (width,),
+        "multi_modal_projector.pre_norm": (width,),
+        "multi_modal_projector.linear_1": (merged, merged),
+        "multi_modal_projector.linear_2": (hidden, merged),
+    }
+    for layer in range(vision["num_hidden_layers"]):
+        block = f"vision_tower.encoder.blocks.{layer}."
+        biased |= {block + "norm0": (width,), block + "norm1": (width,)}
+        biased |= {block + "wqkv": (3 * width, width), block + "wo": (width, width)}
+        biased[block + "mlp.fc0"] = (vision["intermediate_size"], width)
+        biased[block + "mlp.fc1"] = (width, vision["intermediate_size"])
+    for name, shape in biased.items():
+        shapes |= {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
+    return shapes
+
+
+def _decoder_layer(text: Mapping[str, Any], dense: bool) -> Iterator[tuple[str, Shape]]:
+    hidden, heads, latent = text["hidden_size"], text["num_attention_heads"], text["kv_lora_rank"]
+    nope, rope, value = text["qk_nope_head_dim"], text["qk_rope_head_dim"], text["v_head_dim"]
+    yield "input_layernorm.weight", (hidden,)
+    yield "post_attention_layernorm.weight", (hidden,)
+    yield "self_attn.q_proj.weight", (heads * (nope + rope), hidden)
+    yield "self_attn.kv_a_proj_with_mqa.weight", (latent + rope, hidden)
+    yield "self_attn.kv_a_layernorm.weight", (latent,)
+    yield "self_attn.kv_b_proj.weight", (heads * (nope + value), latent)
+    yield "self_attn.o_proj.weight", (hidden, heads * value)
+    experts = text["n_routed_experts"]
+    if dense:
+        feed_forwards = {"mlp": text["intermediate_size"]}
+    else:
+        yield "mlp.gate.weight", (experts, hidden)
+        yield "mlp.gate.e_score_correction_bias", (experts,)
+        feed_forwards = {f"mlp.experts.{expert}": text["moe_intermediate_size"] for expert in range(experts)}
+        feed_forwards["mlp.shared_experts"] = text["n_shared_experts"] * text["moe_intermediate_size"]
+    for name, width in feed_forwards.items():
+        yield f"{name}.gate_proj.weight", (width, hidden)
+        yield f"{name}.up_proj.weight", (width, hidden)
+        yield f"{name}.down_proj.weight", (hidden, width)
+
+
+def _weight_files(folder: Path, named: set[str]) -> list[Path]:
+    """The safetensors files, which have to be those that are named and no others."""
+    here = {path.name for path in folder.glob("*.safetensors")}
+    if lacking := sorted(named - here):
+        why = "is missing; copy or fetch it again"
+        if not here and any(folder.glob("*.bin")):
+            why = "is missing, and a .bin is never loaded, since it can run code; save the weights as safetensors"
+        raise _refusal(folder / lacking[0], why)
+    if extra := sorted(here - named):
+        raise _refusal(folder / extra[0], "belongs to no part of this checkpoint; move it away")
+    return [folder / file for file in sorted(named)]
+
+
+def _tensors(path: Path) -> dict[str, Shape]:
+    """Name and shape of each tensor in a safetensors file whose header and size are sound."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or length > min(LARGEST_JSON, size - 8):
+            raise _refusal(path, "is no safetensors file or truncated; copy or fetch it again")
+        header = _parse(path, file.read(length))
+    header.pop("__metadata__", None)
+    shapes: dict[str, Shape] = {}
+    spans: list[tuple[int, int]] = []
+    for name, entry in header.items():
+        try:
+            kind, shape, (begin, end) = str(entry["dtype"]), tuple(entry["shape"]), entry["data_offsets"]
+        except (KeyError, TypeError, ValueError):
+            raise _refusal(path, f"has a damaged header at {name}; copy or fetch it again") from None
+        if kind not in BYTES:
+            raise _refusal(path, f"holds {name} as {kind}, and only {', '.join(BYTES)} are loaded")
+        whole = all(_is_whole(n) and n >= 0 for n in (*shape, begin, end))
+        if not whole or end - begin != math.prod(shape) * BYTES[kind]:
+            raise _refusal(path, f"has a damaged header at {name}; copy or fetch it again")
+        shapes[name] = shape
+        spans.append((begin, end))
+    position = 0
+    for begin, end in sorted(spans):
+        if begin != position:
+            raise _refusal(path, "has a header whose tensors overlap or leave gaps; copy or fetch it again")
+        position = end
+    if 8 + length + position != size:
+        is_short = "truncated" if 8 + length + position > size else "too long"
+        raise _refusal(
+            path, f"is {is_short}: {size:,} bytes instead of {8 + length + position:,}; copy or fetch it again"
+        )
+    return shapes
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        if path.stat().st_size > LARGEST_JSON:
+            raise _refusal(path, f"is larger than {LARGEST_JSON:,} bytes")
+        data = path.read_bytes()
+    except OSError as error:
+        reason = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
+        raise _refusal(path, reason) from None
+    values = _parse(path, data)
+    _check_numbers(path, values)
+    return values
+
+
+def _parse(path: Path, data: bytes) -> dict[str, Any]:
+    def refuse(constant: str) -> None:
+        raise _refusal(path, f"holds {constant}, which is no number that can be used")
+
+    try:
+        values = json.loads(data, parse_constant=refuse)
+    except (ValueError, RecursionError):
+        values = None
+    if not isinstance(values, dict):
+        raise _refusal(path, "is damaged: it holds no JSON object; copy or fetch it again")
+    return values
+
+
+def _check_numbers(path: Path, value: Any, name: str = "") -> None:
+    if isinstance(value, dict | list):
+        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            _check_numbers(path, inner, f"{name}.{key}" if name else str(key))
+    elif isinstance(value, int | float) and not abs(value) <= LARGEST_NUMBER:
+        raise _refusal(path, f"has {name} {value}, and no number in it may exceed {LARGEST_NUMBER:,.0f}")
+
+
+def _check_sizes(path: Path, prefix: str, values: Mapping[str, Any], limits: Mapping[str, tuple[int, int]]) -> None:
+    for key, (lowest, highest) in limits.items():
+        value = values.get(key)
+        if value is None or not _is_whole(value) or not lowest <= value <= highest:
+            raise _refusal(
+                path, f"has {prefix}{key} {value!r}, which must be a whole number from {lowest:,} to {highest:,}"
+            )
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _refusal(path: Path, why: str) -> Misconfigured:
+    return Misconfigured(f"the model folder {path.parent} cannot be used: {path.name} {why}")

@@ -14,6 +14,7 @@ from typing import Any
 
 import httpx
 import pytest
+from image_src import image_files, lay_out
 from safetensors.torch import load_file, save_file
 
 from kimi_vl.prompt.tokenizer import TikTokenTokenizer
@@ -25,18 +26,24 @@ Event = tuple[str, dict[str, Any]]
 
 
 class Server:
-    """scripts/serve on a free port."""
+    """Cog's server on a free port: through scripts/serve, or in a folder laid out as the image's."""
 
-    def __init__(self, model: str, log: Path, **settings: str) -> None:
+    def __init__(self, model: str, log: Path, image: Path | None = None, **settings: str) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-        command = [ROOT / "scripts" / "serve", "--port", str(port)] + (["--model", model] if model else [])
+        if image:
+            command: list[str | Path] = ["python", "-m", "cog.server.http", "--host", "127.0.0.1"]
+            in_image = {"PORT": str(port), "KIMI_VL_MODEL": model, "COG_PREDICT_TYPE_STUB": "predict.py:Predictor"}
+            settings = in_image | settings
+        else:
+            command = [ROOT / "scripts" / "serve", "--port", str(port)] + (["--model", model] if model else [])
         self.log = log
         with log.open("w") as output:
             self.process = subprocess.Popen(
                 command,
+                cwd=image,
                 stdout=output,
                 stderr=output,
                 env={**os.environ, "PATH": path, **settings},
@@ -119,6 +126,15 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     server.wait()
     yield server
     server.stop()
+
+
+@pytest.fixture(scope="session")
+def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The image's /src, with the tiny model as its only weights."""
+    folder = tmp_path_factory.mktemp("image") / "src"
+    files = [file for file in image_files(ROOT) if file.parts[0] != "weights" or file.parts[1] == "tiny"]
+    lay_out(ROOT, files, folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -2,14 +2,16 @@
 
 import os
 import subprocess
+import sys
 import venv
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 
-from tests.contract.conftest import Server
+from tests.contract.conftest import ROOT, Server
 
 SUM = {"prompt": "What is 12 + 7?", "temperature": 0.0}
 
@@ -41,6 +43,17 @@ def test_it_answers_from_that_folder_alone(image: Path, python: Path, tmp_path: 
         assert server.predict(**SUM, top_p=2)["detail"], "its schema is there"
     finally:
         server.stop()
+
+
+def test_the_compose_files_health_check(server: Server) -> None:
+    compose = yaml.safe_load((ROOT / "examples" / "compose.yaml").read_text())
+    how, *command = compose["services"]["kimi-vl"]["healthcheck"]["test"]
+    assert how == "CMD"
+    command[0] = sys.executable
+    port = str(server.client.base_url.port)
+    for given, healthy in ((port, True), ("1", False)):
+        run = subprocess.run([part.replace("5000", given) for part in command], stderr=subprocess.DEVNULL)
+        assert (run.returncode == 0) is healthy
 
 
 def broken(image: Path, log: Path, predictor: str) -> Server:

@@ -5,6 +5,7 @@ Nothing here builds a network or reads a tensor, so that a folder is refused wit
 
 import json
 import math
+from base64 import b64decode
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,8 @@ def inspect_folder(folder: Path) -> None:
     _check_sizes(
         folder / PREPROCESSOR, "", preprocessor, {k: PICTURE_SIZES[k] for k in PICTURE_SIZES & preprocessor.keys()}
     )
+    if (folder / VOCABULARY).is_file():
+        _check_vocabulary(folder / VOCABULARY, config["text_config"]["vocab_size"])
     expected = expected_shapes(config)
     index = read_index(folder) if (folder / INDEX).is_file() else {}
     found: set[str] = set()
@@ -246,6 +249,23 @@ def _tensors(path: Path) -> dict[str, Shape]:
             path, f"is {is_short}: {size:,} bytes instead of {8 + length + position:,}; copy or fetch it again"
         )
     return shapes
+
+
+def _check_vocabulary(path: Path, size: int) -> None:
+    """Whether each line is the base64 of a token and its rank, in order, and not more than there are embeddings."""
+    if path.stat().st_size > LARGEST_JSON:
+        raise _refusal(path, f"is larger than {LARGEST_JSON:,} bytes")
+    ranks: dict[bytes, int] = {}
+    try:
+        for line in filter(None, path.read_bytes().splitlines()):
+            token, rank = line.split()
+            ranks[b64decode(token, validate=True)] = int(rank)
+    except ValueError:
+        raise _refusal(path, f"is damaged after {len(ranks):,} tokens; copy or fetch it again") from None
+    if not 0 < len(ranks) <= size or list(ranks.values()) != list(range(len(ranks))):
+        raise _refusal(
+            path, f"must give each token its own rank from 0 on, fewer than {size:,}; copy or fetch it again"
+        )
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -49,7 +49,8 @@ class Predictor(BasePredictor):
         """Loads the model that KIMI_VL_MODEL names."""
         settings = Settings.from_environment()
         self.reporter = Reporter(seconds=1)
-        self.service = Service.load(replace(settings, model=settings.model or "thinking"), progress=print)
+        settings = replace(settings, model=settings.model or "thinking")
+        self.service = Service.load(settings, progress=print, fetch_absent=bool(settings.weights_dir))
 
     def healthcheck(self) -> bool:
         """Whether requests can succeed. When none ever will, this also ends the server, for a supervisor to restart."""

@@ -13,8 +13,9 @@ import torch
 from kimi_vl.engine.base import Engine, Generation, SamplingParams
 from kimi_vl.engine.reference import ReferenceEngine
 from kimi_vl.model.checkpoint import load_model
+from kimi_vl.model.fetch import fetch
 from kimi_vl.model.modeling import KimiVLForConditionalGeneration
-from kimi_vl.model.variants import Variant, find_model
+from kimi_vl.model.variants import Variant, fetchable, find_model
 from kimi_vl.output.detokenizer import Detokenizer
 from kimi_vl.output.thinking import Delta, ThinkingSplitter
 from kimi_vl.prompt.chat import answer_prefix, question, render
@@ -106,12 +107,20 @@ class Service:
         self._pool = _started_pool()
 
     @classmethod
-    def load(cls, settings: Settings, progress: Callable[[str], None] = lambda line: None) -> "Service":
+    def load(
+        cls, settings: Settings, progress: Callable[[str], None] = lambda line: None, fetch_absent: bool = False
+    ) -> "Service":
         """Loads the model that the settings name.
 
+        Args:
+            settings: of the service.
+            progress: told, in lines, what happens.
+            fetch_absent: whether a model on the hub that is not here may be downloaded.
         Raises:
-            Misconfigured: its folder is not there, or cannot be used.
+            Misconfigured: its folder is not there, or cannot be fetched, or not be used.
         """
+        if fetch_absent and fetchable(settings.model):
+            fetch(settings.model, settings.weights_dir, progress)
         folder, variant = find_model(settings.model, settings.weights_dir)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         progress(f"Loading {settings.model} on {_device_name(device)}")

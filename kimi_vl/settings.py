@@ -23,7 +23,9 @@ class Settings:
         "Which model answers: thinking, thinking-2506, instruct, tiny, a checkpoint folder, or one on the hub: "
         "hf://owner/name[@revision].",
     )
-    weights_dir: str = _setting("", "Where downloaded models are put and looked for.")
+    weights_dir: str = _setting(
+        "", "Where downloaded models are put and looked for; the server fetches an absent one into it."
+    )
     max_images: int = _setting(8, "Most pictures in a request.")
     max_image_bytes: int = _setting(20_000_000, "Largest picture file, in bytes.")
     max_image_pixels: int = _setting(64_000_000, "Largest picture, in pixels (width times height).")

@@ -113,7 +113,10 @@ class _Download:
         self._get(self._pick(hub, [*small, weights])[: len(small)], info.sha)
         read_config(self._folder)  # whatever is not Kimi-VL is refused before gigabytes of it have come
         shards = sorted(set(read_index(self._folder).values())) if INDEX in hub else [SINGLE]
-        self._get(self._pick(hub, shards), info.sha)
+        weights_files = self._pick(hub, shards)
+        size = sum(file.size for file in weights_files)
+        self._say(f"Fetching {_title(self._variant)}, {size / 1e9:.1f} GB, into {self._folder.parent}")
+        self._get(weights_files, info.sha)
         for path in self._folder.iterdir():  # another revision's
             if path.name not in (*small, *shards):
                 path.unlink()

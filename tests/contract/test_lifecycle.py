@@ -8,7 +8,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tests.contract.conftest import Server
+from tests.contract.conftest import TINY, Server
+from tests.model.hub import Hub
 
 LONG = {"prompt": "What is 12 + 7?", "temperature": 0.0, "max_new_tokens": 4000}
 SHORT = {"prompt": "What is 12 + 7?", "temperature": 0.0, "max_new_tokens": 30}
@@ -61,6 +62,20 @@ def test_sigterm_lets_the_running_prediction_finish(endless_model: Path, tmp_pat
         assert server.process.wait(timeout=20) == 0
     finally:
         server.stop()
+
+
+def test_a_first_start_fetches_the_weights_into_the_folder_that_is_given(tmp_path: Path) -> None:
+    hub = Hub()
+    hub.revisions["someone/tiny", "main"] = {path.name: path.read_bytes() for path in TINY.iterdir()}
+    weights = {"KIMI_VL_WEIGHTS_DIR": str(tmp_path / "models")}
+    for network in ({"HF_ENDPOINT": hub.url}, {"HF_HUB_OFFLINE": "1"}):  # the second time nothing is asked of it
+        server = Server("hf://someone/tiny", tmp_path / "log", **weights, **network)
+        try:
+            assert server.wait()["status"] == "READY"
+            assert server.predict(prompt="What is 12 + 7?", temperature=0)["output"][0]["answer"] == "19"
+        finally:
+            server.stop()
+    hub.close()
 
 
 def test_without_weights_setup_fails_and_says_how_to_get_them(tmp_path: Path) -> None:

@@ -253,11 +253,10 @@ def _tensors(path: Path) -> dict[str, Shape]:
 
 def _check_vocabulary(path: Path, size: int) -> None:
     """Whether each line is the base64 of a token and its rank, in order, and not more than there are embeddings."""
-    if path.stat().st_size > LARGEST_JSON:
-        raise _refusal(path, f"is larger than {LARGEST_JSON:,} bytes")
+    data = _read(path)
     ranks: dict[bytes, int] = {}
     try:
-        for line in filter(None, path.read_bytes().splitlines()):
+        for line in filter(None, data.splitlines()):
             token, rank = line.split()
             ranks[b64decode(token, validate=True)] = int(rank)
     except ValueError:
@@ -269,16 +268,19 @@ def _check_vocabulary(path: Path, size: int) -> None:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
+    values = _parse(path, _read(path))
+    _check_numbers(path, values)
+    return values
+
+
+def _read(path: Path) -> bytes:
     try:
         if path.stat().st_size > LARGEST_JSON:
             raise _refusal(path, f"is larger than {LARGEST_JSON:,} bytes")
-        data = path.read_bytes()
+        return path.read_bytes()
     except OSError as error:
         reason = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
         raise _refusal(path, reason) from None
-    values = _parse(path, data)
-    _check_numbers(path, values)
-    return values
 
 
 def _parse(path: Path, data: bytes) -> dict[str, Any]:

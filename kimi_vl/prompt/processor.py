@@ -25,6 +25,7 @@ class KimiVLProcessor:
     def __init__(self, image_processor: ImageProcessor, tokenizer: TikTokenTokenizer) -> None:
         self.image_processor = image_processor
         self.tokenizer = tokenizer
+        self._table = image_processor.table()
         self.media_id = tokenizer.control[MEDIA_PAD.name]
 
     @classmethod
@@ -125,7 +126,7 @@ class KimiVLProcessor:
         cut = self.image_processor.cut(scaled)
         digest = hashlib.sha256(repr(self.image_processor.grid(scaled)).encode())
         digest.update(cut.data)
-        return Patches(torch.from_numpy(cut), self.image_processor.table(), digest.digest())
+        return Patches(torch.from_numpy(cut), self._table, digest.digest())
 
 
 def _wait(future: Future[Any]) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from bench.full_size import TEXT, VISION
 from safetensors.torch import load_file, save_file
 
 from kimi_vl.errors import Misconfigured
@@ -22,29 +23,10 @@ TINY = WEIGHTS / "tiny"
 NORM = "language_model.model.norm.weight"
 BIAS = "language_model.model.layers.1.mlp.gate.e_score_correction_bias"
 FULL_SIZE: dict[str, dict[str, Any]] = {
-    "text_config": {
-        "vocab_size": 163840,
-        "hidden_size": 2048,
-        "intermediate_size": 11264,
-        "moe_intermediate_size": 1408,
-        "num_hidden_layers": 27,
-        "num_attention_heads": 16,
-        "n_shared_experts": 2,
-        "n_routed_experts": 64,
-        "num_experts_per_tok": 6,
-        "max_position_embeddings": 131072,
-        "first_k_dense_replace": 1,
-        "kv_lora_rank": 512,
-        "qk_nope_head_dim": 128,
-        "qk_rope_head_dim": 64,
-        "v_head_dim": 128,
-    },
+    "text_config": TEXT,
     "vision_config": {
+        **VISION,
         "patch_size": 14,
-        "hidden_size": 1152,
-        "num_hidden_layers": 27,
-        "num_attention_heads": 16,
-        "intermediate_size": 4304,
         "init_pos_emb_height": 64,
         "init_pos_emb_width": 64,
         "merge_kernel_size": [2, 2],

@@ -68,8 +68,8 @@ def test_a_digest_tells_pictures_and_grids_apart(pool: ThreadPoolExecutor) -> No
 
 
 def test_the_patches_are_not_waited_for(pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch) -> None:
-    wanted, normalise = Event(), ImageProcessor.normalise
-    monkeypatch.setattr(ImageProcessor, "normalise", lambda *given: (wanted.wait(10), normalise(*given))[1])
+    wanted, cut = Event(), ImageProcessor.cut
+    monkeypatch.setattr(ImageProcessor, "cut", lambda *given: (wanted.wait(10), cut(*given))[1])
     inputs = processor.prepare([noise(28, 28)], "What?", pool)
     assert not inputs.pictures[0].patches.done()
     wanted.set()

@@ -16,7 +16,6 @@ from kimi_vl.engine.fast.kernels.operation import (
     dot_rows,
     launch_options,
     load_rows,
-    pieces,
     release_next,
     wait_for_previous,
 )
@@ -24,9 +23,19 @@ from kimi_vl.engine.fast.kernels.routing import Scratch, silu
 from kimi_vl.engine.fast.weights import Mlp
 
 
+def _pieces(columns: int) -> dict[str, int]:
+    """Powers of two that together cover a row, A + B + C ≥ columns, and all but C lie inside it.
+
+    Tiles of these sizes leave fewer threads idle than one tile of the next power of two.
+    """
+    a = triton.next_power_of_2(columns) // 2
+    b = triton.next_power_of_2(columns - a) // 2
+    return {"A": a, "B": b, "C": triton.next_power_of_2(columns - a - b)}
+
+
 @triton.jit
 def _load_pieces(matrix, rows, COLUMNS: tl.constexpr, A: tl.constexpr, B: tl.constexpr, C: tl.constexpr):
-    """Whole rows of a matrix, in the pieces of `pieces`."""
+    """Whole rows of a matrix, in the pieces of `_pieces`."""
     a = load_rows(matrix, rows, tl.arange(0, A), COLUMNS, False)
     b = load_rows(matrix, rows, A + tl.arange(0, B), COLUMNS, False)
     c = load_rows(matrix, rows, A + B + tl.arange(0, C), COLUMNS, A + B + C > COLUMNS)
@@ -135,7 +144,7 @@ def _launch_expand(x: Tensor, mlp: Mlp, work: Scratch) -> None:
         WIDTH_BLOCK=triton.next_power_of_2(width),
         INNER=inner,
         SHARED=shared,
-        **pieces(shared),
+        **_pieces(shared),
         DOWN_ROWS=down_rows,
         ROWS=rows,
         **launch_options(x, tile.warps),
@@ -207,7 +216,7 @@ def _launch_contract(x: Tensor, mlp: Mlp, work: Scratch) -> None:
         work.activations,
         WIDTH=width,
         INNER=inner,
-        **pieces(inner),
+        **_pieces(inner),
         CHOSEN=mlp.chosen,
         CHOSEN_BLOCK=triton.next_power_of_2(mlp.chosen),
         ROWS=rows,

@@ -104,12 +104,7 @@ def _absorb_kernel(
 
 
 def _launch_absorb(
-    projected: Tensor,
-    attention: Attention,
-    rotary: Tensor,
-    position: Tensor,
-    cache: Tensor,
-    query: Tensor,
+    projected: Tensor, attention: Attention, rotary: Tensor, position: Tensor, cache: Tensor, query: Tensor
 ) -> None:
     heads, latent = attention.heads, attention.latent
     _absorb_kernel[(heads * (latent // COLUMNS) + 1,)](
@@ -133,12 +128,7 @@ def _launch_absorb(
 
 
 def absorb_reference(
-    projected: Tensor,
-    attention: Attention,
-    rotary: Tensor,
-    position: Tensor,
-    cache: Tensor,
-    query: Tensor,
+    projected: Tensor, attention: Attention, rotary: Tensor, position: Tensor, cache: Tensor, query: Tensor
 ) -> None:
     """Makes the absorbed, rotated query of the token at `position` and writes that token's row of the cache.
 

@@ -138,16 +138,6 @@ def load_rows(matrix, rows, columns, COLUMNS: tl.constexpr, MASKED: tl.constexpr
     return tl.load(pointers)
 
 
-def pieces(columns: int) -> dict[str, int]:
-    """Powers of two that together cover a row, A + B + C ≥ columns, and all but C lie inside it.
-
-    Tiles of these sizes leave fewer threads idle than one tile of the next power of two.
-    """
-    a = triton.next_power_of_2(columns) // 2
-    b = triton.next_power_of_2(columns - a) // 2
-    return {"A": a, "B": b, "C": triton.next_power_of_2(columns - a - b)}
-
-
 @triton.jit
 def dot_rows(tile, vector):
     """[rows, columns] times [columns], accumulated in float32."""

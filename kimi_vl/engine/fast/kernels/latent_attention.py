@@ -138,6 +138,13 @@ attend = Operation(_launch_attend, attend_reference)
 
 
 @triton.jit
+def _load_parts(parts, head, group, used, columns, HEADS: tl.constexpr, LATENT: tl.constexpr):
+    """One head's latents of some splits [splits, LATENT] in float32, zero for those that are not used."""
+    places = (group * HEADS + head)[:, None] * LATENT + columns[None, :]
+    return tl.load(parts + places, mask=(group < used)[:, None], other=0.0).to(tl.float32)
+
+
+@triton.jit
 def _merge_kernel(
     parts,
     sums,
@@ -160,22 +167,24 @@ def _merge_kernel(
     rows = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     columns = tl.arange(0, LATENT)
     values = tl.load(kv_b + (head * (NOPE + VALUE) + NOPE + rows)[:, None] * LATENT + columns[None, :])
-    wait_for_previous(PDL)
-    position = tl.load(position_pointer)
+    position = tl.load(position_pointer)  # `attend`, which released nothing, has ended: only its results may be late
     used = position // _tokens_per_split(position, TOKENS, SPLITS) + 1
     splits = tl.arange(0, SPLITS_BLOCK)
-    largest = tl.max(tl.load(sums + splits * HEADS + head, mask=splits < used, other=float("-inf")))
-    total = 0.0
-    latent = tl.zeros([LATENT], tl.float32)
-    for start in range(0, used, GROUP):
+    group = tl.arange(0, GROUP)
+    wait_for_previous(PDL)
+    # what most contexts need is all asked for at once
+    every = tl.load(sums + splits * HEADS + head, mask=splits < used, other=float("-inf"))
+    own = tl.load(sums + group * HEADS + head, mask=group < used, other=float("-inf"))
+    part = _load_parts(parts, head, group, used, columns, HEADS, LATENT)
+    largest = tl.max(every)
+    total = tl.sum(tl.exp2(every - largest))
+    mixed = part * tl.exp2(own - largest)[:, None]
+    for start in range(GROUP, used, GROUP):
         group = start + tl.arange(0, GROUP)
-        inside = group < used
-        places = (group * HEADS + head)[:, None] * LATENT + columns[None, :]
-        part = tl.load(parts + places, mask=inside[:, None], other=0.0).to(tl.float32)
-        share = tl.exp2(tl.load(sums + group * HEADS + head, mask=inside, other=float("-inf")) - largest)
-        total += tl.sum(share)
-        latent += tl.sum(part * share[:, None], 0)
-    latent = (latent / total).to(values.dtype)
+        own = tl.load(sums + group * HEADS + head, mask=group < used, other=float("-inf"))
+        part = _load_parts(parts, head, group, used, columns, HEADS, LATENT)
+        mixed += part * tl.exp2(own - largest)[:, None]
+    latent = (tl.sum(mixed, 0) / total).to(values.dtype)  # summed over the warps only here
     tl.store(out + head * VALUE + rows, dot_rows(values, latent).to(out.dtype.element_ty))
 
 

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from kimi_vl.errors import InvalidRequest
 
-CPU = torch.device("cpu")
 POLL_SECONDS = 0.1  # how long a consumer may wait without running Python, so that a cancellation reaches it
 
 
@@ -37,16 +36,18 @@ def gpu_is_lost() -> bool:
 
 @dataclass(frozen=True)
 class Patches:
-    """A picture cut up. Its levels become the network's input on the network's device: fewer bytes go there."""
+    """A picture cut up. Its levels become the network's input on the network's device: fewer bytes go there.
+
+    Where there is a GPU, the levels lie in pinned memory, from which it can fetch them by itself.
+    """
 
     levels: Tensor  # [rows * columns, 3, 14, 14] uint8, in raster order
     table: Tensor  # [3, 256] float32, the network's input for each level of each channel
     digest: bytes  # SHA-256 of the levels and the grid
 
-    def pixels(self, device: torch.device) -> Tensor:
+    def pixels(self) -> Tensor:
         """The network's input [rows * columns, 3, 14, 14] float32."""
-        levels, table = to_device(self.levels, device), to_device(self.table, device)
-        return table[torch.arange(3, device=device)[:, None, None], levels.long()]
+        return self.table[torch.arange(3)[:, None, None], self.levels.long()]
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class ModelInputs:
         if not self.pictures:
             return {}
         return {
-            "pixel_values": torch.cat([picture.patches.result().pixels(CPU) for picture in self.pictures]),
+            "pixel_values": torch.cat([picture.patches.result().pixels() for picture in self.pictures]),
             "image_grid_hws": torch.tensor([picture.grid for picture in self.pictures]),
         }
 

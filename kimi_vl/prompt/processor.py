@@ -126,7 +126,8 @@ class KimiVLProcessor:
         cut = self.image_processor.cut(scaled)
         digest = hashlib.sha256(repr(self.image_processor.grid(scaled)).encode())
         digest.update(cut.data)
-        return Patches(torch.from_numpy(cut), self._table, digest.digest())
+        levels = torch.from_numpy(cut)
+        return Patches(levels.pin_memory() if torch.cuda.is_available() else levels, self._table, digest.digest())
 
 
 def _wait(future: Future[Any]) -> None:

@@ -1,17 +1,19 @@
-"""MoonViT's transformer blocks over one picture: eight launches a block, captured in CUDA graphs for most pictures.
+"""MoonViT over one picture, from its levels on: eight launches a block, captured in CUDA graphs for most pictures.
 
 Launching them one by one takes longer than the work on a picture of a megapixel. A graph has a fixed number of patches;
 a picture takes the smallest that it fits.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kimi_vl.engine.fast.kernels.picture import add_norm, rotate_patches
+from kimi_vl.engine.fast.kernels.picture import add_norm, look_up, rotate_patches
 from kimi_vl.engine.fast.kernels.picture_attention import attend_picture, padded
 from kimi_vl.engine.fast.weights import stack
 
@@ -20,35 +22,32 @@ SIZES = (256, 512, 1024, 1536, 2048, 2560, 3072, 3584, 3840, 3968, 4032, 4096, 4
 
 
 @dataclass(frozen=True)
-class _Inputs:
-    """What the blocks take of some patches."""
+class Inputs:
+    """What the blocks take of some patches, to be filled in."""
 
-    x: Tensor  # [patches, width], embedded
-    positions: Tensor  # [patches, width] float32, added to them
-    cosines: Tensor  # [patches, size / 2] float32
+    levels: Tensor  # [patches, 3, 14, 14] uint8
+    table: Tensor  # [3, 256] float32, the network's input for each level
+    positions: Tensor  # [patches, width] float32, added to the embedded patches
+    cosines: Tensor  # [patches, size / 2] float32, of their angles
     sines: Tensor  # [patches, size / 2] float32
     length: Tensor  # [1] int32, how many of them there are; the rest is of no account
 
-    def first(self, count: int) -> "_Inputs":
-        return _Inputs(self.x[:count], self.positions[:count], self.cosines[:count], self.sines[:count], self.length)
+    def first(self, count: int) -> "Inputs":
+        """Views of the first patches."""
+        each = (tensor[:count] for tensor in (self.levels, self.positions, self.cosines, self.sines))
+        levels, positions, cosines, sines = each
+        return Inputs(levels, self.table, positions, cosines, sines, self.length)
 
 
 class Blocks:
-    """The tower's blocks and the norm after the last."""
+    """The tower from the patches' embedding to the norm after the last block."""
 
     def __init__(self, tower: Any) -> None:
         self._tower = tower
         self._joined = [_join_qkv(layer.attn) for layer in tower.layers]
-        self._graphs: list[tuple[torch.cuda.CUDAGraph, _Inputs, Tensor]] = []
-        weight = self._joined[0][0]
-        width, half = weight.shape[1], weight.shape[0] // 3 // tower.layers[0].attn.num_heads // 2
-        self._inputs = _Inputs(
-            weight.new_zeros(SIZES[-1], width),
-            torch.zeros(SIZES[-1], width, device=weight.device),
-            torch.zeros(SIZES[-1], half, device=weight.device),
-            torch.zeros(SIZES[-1], half, device=weight.device),
-            torch.ones(1, dtype=torch.int32, device=weight.device),
-        )
+        self._embedding = _padded(tower.patch_embed.proj.weight.flatten(1))
+        self._graphs: list[tuple[torch.cuda.CUDAGraph, Inputs, Tensor]] = []
+        self._inputs = self._empty(SIZES[-1])
 
     def example(self) -> Tensor:
         """What launches all kernels."""
@@ -64,28 +63,42 @@ class Blocks:
                 hidden = self._run(part)
             self._graphs.append((graph, part, hidden))
 
-    def __call__(self, x: Tensor, positions: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
+    def __call__(self, count: int, fill: Callable[[Inputs], None]) -> Tensor:
         """
         Args:
-            x: [patches, width], embedded patches; changed.
-            positions: [patches, width] float32, added to them.
-            cosines, sines: [patches, size / 2] float32, of their angles.
+            count: of the patches.
+            fill: called with the tensors of as many patches, to fill them; their length is known.
         Returns:
             [patches, width], to be used before the next call.
         """
-        count = len(x)
         for graph, inputs, hidden in self._graphs:
-            if count <= len(inputs.x):
-                part = inputs.first(count)
-                torch._foreach_copy_([part.x, part.positions, part.cosines, part.sines], [x, positions, cosines, sines])
-                part.length.fill_(count)
+            if count <= len(inputs.levels):
+                fill(inputs.first(count))
+                inputs.length.fill_(count)
                 graph.replay()
                 return hidden[:count]
-        length = torch.full((1,), count, dtype=torch.int32, device=x.device)
-        return self._run(_Inputs(x, positions, cosines, sines, length))
+        inputs = self._empty(count)
+        fill(inputs)
+        inputs.length.fill_(count)
+        return self._run(inputs)
 
-    def _run(self, inputs: _Inputs) -> Tensor:
-        x, delta = inputs.x, inputs.positions
+    def _empty(self, count: int) -> Inputs:
+        weight = self._joined[0][0]
+        width, half = weight.shape[1], weight.shape[0] // 3 // self._tower.layers[0].attn.num_heads // 2
+        zeros = partial(torch.zeros, device=weight.device)
+        return Inputs(
+            levels=zeros(count, 3, *self._tower.patch_embed.proj.kernel_size, dtype=torch.uint8),
+            table=zeros(3, 256),
+            positions=zeros(count, width),
+            cosines=zeros(count, half),
+            sines=zeros(count, half),
+            length=zeros(1, dtype=torch.int32),
+        )
+
+    def _run(self, inputs: Inputs) -> Tensor:
+        patches = self._embedding.new_empty(len(inputs.levels), self._embedding.shape[1])
+        look_up(inputs.levels, inputs.table, patches)
+        x, delta = F.linear(patches, self._embedding, self._tower.patch_embed.proj.bias), inputs.positions
         hidden, attended = torch.empty_like(x), torch.empty_like(x)
         for layer, joined in zip(self._tower.layers, self._joined, strict=True):
             add_norm(x, delta, layer.norm1, hidden)
@@ -97,6 +110,11 @@ class Blocks:
             delta = layer.mlp.fc2(_expand(layer.mlp, hidden))
         add_norm(x, delta, self._tower.final_layernorm, hidden)
         return hidden
+
+
+def _padded(weight: Tensor) -> Tensor:
+    """A matrix with rows of whole 16 bytes, which its products read twice as fast: of 592 values instead of 588."""
+    return F.pad(weight, (0, -weight.shape[1] % (16 // weight.element_size())))
 
 
 def _join_qkv(attention: Any) -> tuple[Tensor, Tensor]:

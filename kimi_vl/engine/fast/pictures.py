@@ -1,5 +1,6 @@
 """Pictures → features: MoonViT and its projector in few launches, and the features of the last pictures kept."""
 
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import lru_cache
@@ -9,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kimi_vl.engine.base import Picture, to_device
-from kimi_vl.engine.fast.picture_blocks import Blocks
+from kimi_vl.engine.base import Patches, Picture, to_device
+from kimi_vl.engine.fast.picture_blocks import Blocks, Inputs
 from kimi_vl.model.modeling import KimiVLForConditionalGeneration
 
 KEPT_BYTES = 256_000_000  # of features: 60 pictures of 1024x768
@@ -39,7 +40,7 @@ class Pictures:
                     break
                 patches = picture.patches.result()
                 if patches.digest not in self._kept:
-                    self._kept[patches.digest] = self.encode(patches.pixels(self._table.device), picture.grid)
+                    self._kept[patches.digest] = self.encode(patches, picture.grid)
                 self._kept.move_to_end(patches.digest)
                 features.append(self._kept[patches.digest])
         finally:
@@ -47,30 +48,35 @@ class Pictures:
                 self._kept.popitem(last=False)
         return features
 
-    def encode(self, pixels: Tensor, grid: tuple[int, int]) -> Tensor:
+    def encode(self, patches: Patches, grid: tuple[int, int]) -> Tensor:
         """MoonViT and projector over one picture, alone: what comes with it changes no bit of its features.
 
         Args:
-            pixels: [rows * columns, 3, 14, 14], in raster order.
+            patches: of rows * columns.
             grid: rows and columns of patches.
         Returns:
             Features [rows * columns / 4, width].
         """
-        embed, device = self._tower.patch_embed.proj, self._table.device
-        patches = pixels.to(device, embed.weight.dtype).flatten(1)
-        x = F.linear(patches, embed.weight.flatten(1), embed.bias)
-        hidden = self.blocks(x, resample(self._table, grid), *_rotation(*grid, self._frequencies, device))
+
+        def fill(inputs: Inputs) -> None:
+            resample(self._table, grid, inputs.positions)
+            rotation = _rotation(*grid, self._frequencies, self._table.device)
+            torch._foreach_copy_([inputs.cosines, inputs.sines], rotation)
+            inputs.table.copy_(to_device(patches.table, self._table.device))
+            inputs.levels.copy_(patches.levels, non_blocking=True)
+
+        hidden = self.blocks(math.prod(grid), fill)
         return self._projector(_merge(hidden, *grid))[:, 0]
 
 
-def resample(table: Tensor, grid: tuple[int, int]) -> Tensor:
-    """The learned positions [side, side, width] float32, bicubic as F.interpolate: [rows * columns, width].
+def resample(table: Tensor, grid: tuple[int, int], out: Tensor) -> None:
+    """The learned positions [side, side, width] float32, bicubic as F.interpolate, into out [rows * columns, width].
 
     One small matrix for each axis; with TF32, if anyone turns that on, it is still finer than bfloat16.
     """
     by_row, by_column = (_resampling(size, side, table.device) for size, side in zip(grid, table.shape, strict=False))
     rows = (by_row @ table.flatten(1)).unflatten(1, table.shape[1:])
-    return (by_column @ rows).flatten(0, 1)
+    torch.matmul(by_column, rows, out=out.unflatten(0, grid))
 
 
 @lru_cache(maxsize=64)

@@ -38,7 +38,8 @@ from kimi_vl.engine.fast.kernels import (
 )
 from kimi_vl.engine.fast.weights import Attention, dense
 
-POINTERS = {torch.bfloat16: "*bf16", torch.float32: "*fp32", torch.int32: "*i32", torch.int64: "*i64"}
+INTEGERS = {torch.uint8: "*u8", torch.int32: "*i32", torch.int64: "*i64"}
+POINTERS = {torch.bfloat16: "*bf16", torch.float32: "*fp32", **INTEGERS}
 OPTIONS = ("num_warps", "num_stages", "launch_pdl", "maxnreg")
 MODULES: tuple[ModuleType, ...] = (experts, latent_attention, latent_query, linear, routing, sampling, prompt_attention)
 
@@ -114,6 +115,7 @@ def launch_all() -> None:
     span, tokens, chosen, counts = integers(2), of(64, 2048), integers(64, 6), integers(2, 64)
     projected = of(64, 3648)
     prompt.rotate.launch(projected, attention, rotary, cache, span)
+    prompt.rotate.launch(of(64, 576), attention, rotary, cache, span)
     prompt_attention.attend_prompt.launch(projected[:, :-576], of(4096, 4096), cache, attention, span, of(64, 2048))
     prompt.gate.launch(of(64, 2816), of(64, 1408))
     prompt_routing.choose.launch(tokens, other, chosen, floats(64, 6), counts, span)
@@ -124,6 +126,7 @@ def launch_all() -> None:
     norm = LayerNorm(1152, dtype=torch.bfloat16)
     for delta in (of(64, 1152), floats(64, 1152)):
         picture.add_norm.launch(of(64, 1152), delta, norm, of(64, 1152))
+    picture.look_up.launch(of(64, 3, 14, 14, dtype=torch.uint8), floats(3, 256), of(64, 592))
     heads = of(64, 3, 16, 80)
     picture.rotate_patches.launch(of(64, 3, 16, 72), floats(64, 36), floats(64, 36), heads)
     picture_attention.attend_picture.launch(heads, integers(1), of(64, 1152))

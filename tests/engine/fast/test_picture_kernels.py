@@ -3,9 +3,17 @@
 import pytest
 import torch
 
-from kimi_vl.engine.fast.kernels.picture import add_norm, rotate_patches
+from kimi_vl.engine.fast.kernels.picture import add_norm, look_up, rotate_patches
 from kimi_vl.engine.fast.kernels.picture_attention import KEYS, QUERIES, attend_picture, padded
 from tests.engine.fast.kernels import DEVICE, DTYPES, HALF, TOLERANCE, check, gains, normal, poison
+
+
+@DTYPES
+@pytest.mark.parametrize(("side", "padded_size"), [(14, 592), (14, 588), (2, 12)])
+def test_look_up(side: int, padded_size: int, dtype: torch.dtype) -> None:
+    levels = torch.randint(0, 256, (5, 3, side, side), dtype=torch.uint8, device=DEVICE)
+    out = poison(5, padded_size, dtype=dtype)
+    check(look_up, [out], levels, normal(3, 256), out, tolerance=TOLERANCE[dtype])
 
 
 @DTYPES

@@ -29,15 +29,15 @@ def model() -> KimiVLForConditionalGeneration:
 
 
 class Watched(Pictures):
-    """Notes which pictures it encodes: their names are in their pixels."""
+    """Notes the names of the pictures that it encodes."""
 
     def __init__(self, model: KimiVLForConditionalGeneration) -> None:
         super().__init__(model)
         self.encoded: list[str] = []
 
-    def encode(self, pixels: Tensor, grid: tuple[int, int]) -> Tensor:
-        self.encoded.append(chr(int(pixels[0, 0, 0, 0])))
-        return super().encode(pixels, grid)
+    def encode(self, patches: Patches, grid: tuple[int, int]) -> Tensor:
+        self.encoded.append(patches.digest.decode())
+        return super().encode(patches, grid)
 
 
 @pytest.fixture
@@ -60,16 +60,19 @@ def album(names: str) -> list[Picture]:
 
 @pytest.mark.parametrize("grid", [(2, 2), (2, 6), (14, 4), (32, 32), (6, 46), (40, 34)])
 def test_features_are_transformers(grid: tuple[int, int], model: KimiVLForConditionalGeneration) -> None:
-    pixels = torch.randn(grid[0] * grid[1], 3, 14, 14)
-    (expected,) = model.model.get_image_features(pixels, torch.tensor([[1, *grid]])).pooler_output
-    torch.testing.assert_close(Pictures(model).encode(pixels, grid), expected, rtol=1e-4, atol=1e-4)
+    levels = torch.randint(0, 256, (grid[0] * grid[1], 3, 14, 14), dtype=torch.uint8)
+    made = Patches(levels, torch.randn(3, 256), b"noise")
+    (expected,) = model.model.get_image_features(made.pixels(), torch.tensor([[1, *grid]])).pooler_output
+    torch.testing.assert_close(Pictures(model).encode(made, grid), expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("grid", [(2, 2), (64, 64), (56, 74), (130, 6), (2, 510)])
 def test_positions_are_interpolated_bicubically(grid: tuple[int, int]) -> None:
     table = torch.randn(64, 64, 5)
     expected = F.interpolate(table.permute(2, 0, 1)[None], size=grid, mode="bicubic")[0].flatten(1).T
-    torch.testing.assert_close(resample(table, grid), expected, rtol=0, atol=1e-5)
+    out = torch.empty_like(expected)
+    resample(table, grid, out)
+    torch.testing.assert_close(out, expected, rtol=0, atol=1e-5)
 
 
 def test_a_picture_is_encoded_once_and_alone(pictures: Watched, model: KimiVLForConditionalGeneration) -> None:
@@ -101,10 +104,10 @@ def test_a_picture_is_encoded_before_the_next_one_is_made(pictures: Watched, mon
     late = Picture(GRID, Future())
     encode = pictures.encode
 
-    def then_make(pixels: Tensor, grid: tuple[int, int]) -> Tensor:
+    def then_make(given: Patches, grid: tuple[int, int]) -> Tensor:
         if not late.patches.done():
             late.patches.set_result(patches("b"))
-        return encode(pixels, grid)
+        return encode(given, grid)
 
     monkeypatch.setattr(pictures, "encode", then_make)
     pictures.features([*album("a"), late])

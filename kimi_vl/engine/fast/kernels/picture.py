@@ -1,5 +1,7 @@
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
-"""The small steps between MoonViT's matrix products: the rotation, and the sums with their norms."""
+"""The small steps between MoonViT's matrix products: levels to inputs, the rotation, and the sums with their norms."""
+
+import math
 
 import torch
 import torch.nn.functional as F
@@ -9,6 +11,42 @@ from torch import Tensor
 from torch.nn import LayerNorm
 
 from kimi_vl.engine.fast.kernels.operation import Operation
+
+
+@triton.jit
+def _look_up_kernel(
+    levels, table, out, SIZE: tl.constexpr, CHANNEL: tl.constexpr, PADDED: tl.constexpr, BLOCK: tl.constexpr
+):
+    patch, column = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK)
+    inside = column < SIZE
+    level = tl.load(levels + patch * SIZE + column, mask=inside, other=0).to(tl.int32)
+    value = tl.load(table + column // CHANNEL * 256 + level, mask=inside, other=0.0)
+    tl.store(out + patch * PADDED + column, value.to(out.dtype.element_ty), mask=column < PADDED)
+
+
+def _launch_look_up(levels: Tensor, table: Tensor, out: Tensor) -> None:
+    patches, channels, *sides = levels.shape
+    channel, padded = math.prod(sides), out.shape[1]
+    block = triton.next_power_of_2(padded)
+    _look_up_kernel[(patches,)](
+        levels, table, out, SIZE=channels * channel, CHANNEL=channel, PADDED=padded, BLOCK=block
+    )
+
+
+def look_up_reference(levels: Tensor, table: Tensor, out: Tensor) -> None:
+    """The network's inputs for the levels of patches.
+
+    Args:
+        levels: [patches, 3, 14, 14] uint8.
+        table: [3, 256] float32, the input for each level of each channel.
+        out: [patches, at least 3 * 14 * 14], written; what there is beyond the inputs is 0.
+    """
+    size = levels[0].numel()
+    out[:, :size] = table[torch.arange(3, device=table.device)[:, None, None], levels.long()].flatten(1)
+    out[:, size:] = 0
+
+
+look_up = Operation(_launch_look_up, look_up_reference)
 
 
 @triton.jit

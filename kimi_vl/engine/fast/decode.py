@@ -105,23 +105,37 @@ class Decoder:
 
     def forward(self) -> None:
         """The token at `position`, whose embedding is there, through all layers into its cache rows and `logits`."""
-        b, weights = self._buffers, self.weights
-        for cache, work, (attention, mlp) in zip(self.cache, self._scratch, weights.layers, strict=True):
-            norm_linear(b.x, attention.gain, attention.projections, b.projected, attention.eps, "projections")
-            absorb(b.projected, attention, self.rotary, self.position, cache, b.query)
-            attend(b.query, cache, self.position, b.parts, b.sums, attention.scale)
-            merge(b.parts, b.sums, attention, self.position, b.attended)
-            linear_add(b.x, attention.out, b.attended)
-            route(b.x, mlp, work)
-            expand(b.x, mlp, work)
-            if mlp.chosen:
-                contract(b.x, mlp, work)
-        self.predict(b.x)
+        for layer in range(len(self.weights.layers)):
+            self._through(layer)
+        self.predict()
 
-    def predict(self, x: Tensor) -> None:
-        """The logits that follow a hidden state x [width] float32."""
+    def last_layer(self, x: Tensor, position: int) -> None:
+        """Takes the token at a position through the last layer, from its hidden state x [width] float32 before it."""
+        self._buffers.x.copy_(x)
+        self.position.fill_(position)
+        self._through(len(self.weights.layers) - 1)
+
+    def predict(self) -> None:
+        """The logits that follow the token which the last layer has seen last."""
         weights = self.weights
-        norm_linear(x, weights.gain, weights.head, self.logits, weights.eps, "head")
+        norm_linear(self._buffers.x, weights.gain, weights.head, self.logits, weights.eps, "head")
+
+    def _through(self, layer: int) -> None:
+        b, cache, work, (attention, mlp) = (
+            self._buffers,
+            self.cache[layer],
+            self._scratch[layer],
+            self.weights.layers[layer],
+        )
+        norm_linear(b.x, attention.gain, attention.projections, b.projected, attention.eps, "projections")
+        absorb(b.projected, attention, self.rotary, self.position, cache, b.query)
+        attend(b.query, cache, self.position, b.parts, b.sums, attention.scale)
+        merge(b.parts, b.sums, attention, self.position, b.attended)
+        linear_add(b.x, attention.out, b.attended)
+        route(b.x, mlp, work)
+        expand(b.x, mlp, work)
+        if mlp.chosen:
+            contract(b.x, mlp, work)
 
     def _choose(self, truncated: bool) -> None:
         b = self._buffers

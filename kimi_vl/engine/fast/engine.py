@@ -103,7 +103,8 @@ class FastEngine(Engine):
             if stopped():
                 return
             hidden = self._prefill(self._embed(prompt, features, start, end), start)
-        self.decoder.predict(hidden)
+            self.decoder.last_layer(hidden, end - 1)  # whether or not it is the last piece: the same cache either way
+        self.decoder.predict()
         self._seen = prompt
 
     def _reusable(self, prompt: Prompt) -> int:

@@ -13,7 +13,9 @@ from kimi_vl.engine.fast.weights import Attention, Mlp, Weights
 
 
 def prefill(weights: Weights, cache: Tensor, rotary: Tensor, x: Tensor, span: Tensor, context: int) -> Tensor:
-    """Runs one chunk through all layers and writes its rows of the cache.
+    """Runs one chunk through the layers and writes its rows of the cache.
+
+    In the last layer it stops there: whoever needs what follows the chunk needs that layer for one token only.
 
     Args:
         weights: of the model.
@@ -23,11 +25,14 @@ def prefill(weights: Weights, cache: Tensor, rotary: Tensor, x: Tensor, span: Te
         span: [2] int32, the position of the chunk's first token, and its length.
         context: at least the sum of the two; keys and values are made for so many rows of the cache.
     Returns:
-        The last token's hidden state [width] float32, before the last norm.
+        The last token's hidden state [width] float32, before the last layer.
     """
-    for layer_cache, (attention, mlp) in zip(cache, weights.layers, strict=True):
+    *layers, (last, _) = weights.layers
+    for layer_cache, (attention, mlp) in zip(cache[:-1], layers, strict=True):
         x = _attend(x, attention, layer_cache, rotary, span, context)
         _transform(x, mlp, span)
+    hidden = F.rms_norm(x, last.gain.shape, last.gain, last.eps)
+    rotate(F.linear(hidden, last.projections[-last.row :]), last, rotary, cache[-1], span)
     return x.index_select(0, span[1:] - 1)[0].float()
 
 

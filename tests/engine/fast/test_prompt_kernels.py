@@ -29,6 +29,10 @@ def test_rotate(heads: int, dtype: torch.dtype) -> None:
     assert cache[14:].isnan().all()
     cache.zero_()
     check(rotate, [cache], projected, weights, rotary, cache, span(9, 5), tolerance=TOLERANCE[dtype])
+    with_queries = cache.clone()
+    keys = projected[:, -weights.row :].contiguous()
+    check(rotate, [cache], keys, weights, rotary, cache, span(9, 5), tolerance=TOLERANCE[dtype])
+    torch.testing.assert_close(cache, with_queries)
 
 
 @DTYPES

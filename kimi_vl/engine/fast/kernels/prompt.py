@@ -67,14 +67,15 @@ def _rotate_kernel(
 
 
 def _launch_rotate(projected: Tensor, attention: Attention, rotary: Tensor, cache: Tensor, span: Tensor) -> None:
+    heads = (projected.shape[1] - attention.row) // (attention.nope + attention.rope)
     _rotate_kernel[(len(projected),)](
         projected,
         attention.kv_gain,
         rotary,
         cache,
         span,
-        HEADS=attention.heads,
-        HEADS_BLOCK=triton.next_power_of_2(attention.heads),
+        HEADS=heads,
+        HEADS_BLOCK=triton.next_power_of_2(max(heads, 1)),
         NOPE=attention.nope,
         ROPE=attention.rope,
         LATENT=attention.latent,
@@ -87,7 +88,7 @@ def rotate_reference(projected: Tensor, attention: Attention, rotary: Tensor, ca
 
     Args:
         projected: [tokens, heads * (nope + rope) + latent + rope], q_proj and kv_a_proj of the tokens; the rotary
-            dimensions of the queries, adjacent pairs, become halves.
+            dimensions of the queries, adjacent pairs, become halves. There may be no queries: [tokens, latent + rope].
         attention: the layer's weights.
         rotary: [context, rope] float32, cosines then sines of each position.
         cache: [context, latent + rope], the layer's; rows of the chunk are written.
@@ -97,7 +98,7 @@ def rotate_reference(projected: Tensor, attention: Attention, rotary: Tensor, ca
     projected, angles = projected[:length], rotary[start : start + length]
     sizes = [projected.shape[1] - attention.row, attention.latent, attention.rope]
     q, latent, key = projected.split(sizes, 1)
-    turned = q.unflatten(1, (attention.heads, -1))[..., attention.nope :]
+    turned = q.unflatten(1, (-1, attention.nope + attention.rope))[..., attention.nope :]
     turned.copy_(rotate_pairs(turned, angles[:, None]))
     rows = cache[start : start + length]
     rows[:, : attention.latent] = rms_norm(latent, attention.kv_gain, attention.kv_eps)

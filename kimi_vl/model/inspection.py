@@ -7,6 +7,7 @@ import json
 import math
 from base64 import b64decode
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,21 @@ PICTURE_SIZES = {"in_token_limit": (4, 2**20), "patch_size": (1, 256)}
 Shape = tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class StoredTensor:
+    """Where a tensor lies in a safetensors file."""
+
+    name: str
+    path: Path
+    kind: str  # of BYTES
+    shape: Shape
+    offset: int  # of its first byte, from the beginning of the file
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * BYTES[self.kind]
+
+
 def missing_files(folder: Path) -> list[str]:
     """The names of files that a checkpoint folder lacks, as after a copy that was interrupted."""
     needed = [CONFIG, PREPROCESSOR, VOCABULARY]
@@ -63,16 +79,18 @@ def missing_files(folder: Path) -> list[str]:
     return [name for name in needed if not (folder / name).is_file()]
 
 
-def inspect_folder(folder: Path) -> None:
+def inspect_folder(folder: Path) -> list[StoredTensor]:
     """Checks everything that can be known of a checkpoint folder without reading its weights.
 
+    Returns:
+        All tensors of the network, each once, in the order in which they lie in the files.
     Raises:
         Misconfigured: it cannot be used; the message names the file and says why.
     """
     inside = folder.resolve()
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
         if not path.resolve().is_relative_to(inside):
-            raise _refusal(path, "is a link that leaves the folder; put the file itself there")
+            raise refusal(path, "is a link that leaves the folder; put the file itself there")
     config = read_config(folder)
     preprocessor = _read_json(folder / PREPROCESSOR)
     _check_sizes(
@@ -82,22 +100,25 @@ def inspect_folder(folder: Path) -> None:
         _check_vocabulary(folder / VOCABULARY, config["text_config"]["vocab_size"])
     expected = expected_shapes(config)
     index = read_index(folder) if (folder / INDEX).is_file() else {}
-    found: set[str] = set()
+    found: dict[str, StoredTensor] = {}
     for path in _weight_files(folder, set(index.values()) or {SINGLE}):
         tensors = _tensors(path)
-        for name, shape in tensors.items():
+        for name, tensor in tensors.items():
             if name not in expected:
-                raise _refusal(path, f"holds {name}, which no Kimi-VL of this configuration has")
-            if shape != expected[name]:
-                raise _refusal(path, f"holds {name} as {list(shape)}, and {CONFIG} asks for {list(expected[name])}")
+                raise refusal(path, f"holds {name}, which no Kimi-VL of this configuration has")
+            if tensor.shape != expected[name]:
+                raise refusal(
+                    path, f"holds {name} as {list(tensor.shape)}, and {CONFIG} asks for {list(expected[name])}"
+                )
         placed = {name for name, file in index.items() if file == path.name} if index else tensors.keys()
         if wrong := sorted(placed ^ tensors.keys()):
-            raise _refusal(path, f"and {INDEX} do not agree on {wrong[0]}; copy or fetch both again")
-        found |= tensors.keys()
+            raise refusal(path, f"and {INDEX} do not agree on {wrong[0]}; copy or fetch both again")
+        found |= tensors
     if lacking := [name for name in expected if name not in found]:
         others = f" and {len(lacking) - 1} others" if len(lacking) > 1 else ""
         weights = INDEX if index else SINGLE
-        raise _refusal(folder / weights, f"lacks the tensor {lacking[0]}{others}; copy or fetch the folder again")
+        raise refusal(folder / weights, f"lacks the tensor {lacking[0]}{others}; copy or fetch the folder again")
+    return list(found.values())
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -110,22 +131,22 @@ def read_config(folder: Path) -> dict[str, Any]:
     config = _read_json(path)
     architectures = config.get("architectures", ["KimiVLForConditionalGeneration"])
     if config.get("model_type") != "kimi_vl" or architectures != ["KimiVLForConditionalGeneration"]:
-        raise _refusal(
+        raise refusal(
             path,
             f"says model_type {config.get('model_type')!r} and architectures {architectures!r}, which is not Kimi-VL; "
             "name a Kimi-VL checkpoint",
         )
     text, vision = config.get("text_config"), config.get("vision_config")
     if not isinstance(text, dict) or not isinstance(vision, dict):
-        raise _refusal(path, "has no text_config or no vision_config")
+        raise refusal(path, "has no text_config or no vision_config")
     _check_sizes(path, "text_config.", text, TEXT_SIZES)
     _check_sizes(path, "vision_config.", vision, VISION_SIZES)
     _check_sizes(path, "", config, {"media_placeholder_token_id": (0, text["vocab_size"] - 1)})
     merge = vision.get("merge_kernel_size")
     if not isinstance(merge, list) or len(merge) != 2 or not all(_is_whole(n) and 1 <= n <= 16 for n in merge):
-        raise _refusal(path, f"has vision_config.merge_kernel_size {merge!r}, which must be two whole numbers up to 16")
+        raise refusal(path, f"has vision_config.merge_kernel_size {merge!r}, which must be two whole numbers up to 16")
     if vision["hidden_size"] % vision["num_attention_heads"]:
-        raise _refusal(path, "has a vision_config.hidden_size that its num_attention_heads do not divide")
+        raise refusal(path, "has a vision_config.hidden_size that its num_attention_heads do not divide")
     return config
 
 
@@ -137,10 +158,10 @@ def read_index(folder: Path) -> dict[str, str]:
     """
     weight_map = _read_json(folder / INDEX).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise _refusal(folder / INDEX, "has no weight_map; copy or fetch it again")
+        raise refusal(folder / INDEX, "has no weight_map; copy or fetch it again")
     for file in weight_map.values():
         if not isinstance(file, str) or Path(file).name != file or not file.endswith(".safetensors"):
-            raise _refusal(folder / INDEX, f"names {file!r}, which is no safetensors file beside it")
+            raise refusal(folder / INDEX, f"names {file!r}, which is no safetensors file beside it")
     return weight_map
 
 
@@ -209,46 +230,44 @@ def _weight_files(folder: Path, named: set[str]) -> list[Path]:
         why = "is missing; copy or fetch it again"
         if not here and any(folder.glob("*.bin")):
             why = "is missing, and a .bin is never loaded, since it can run code; save the weights as safetensors"
-        raise _refusal(folder / lacking[0], why)
+        raise refusal(folder / lacking[0], why)
     if extra := sorted(here - named):
-        raise _refusal(folder / extra[0], "belongs to no part of this checkpoint; move it away")
+        raise refusal(folder / extra[0], "belongs to no part of this checkpoint; move it away")
     return [folder / file for file in sorted(named)]
 
 
-def _tensors(path: Path) -> dict[str, Shape]:
-    """Name and shape of each tensor in a safetensors file whose header and size are sound."""
+def _tensors(path: Path) -> dict[str, StoredTensor]:
+    """The tensors of a safetensors file whose header and size are sound, by name, in the order of their bytes."""
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if size < 8 or length > min(LARGEST_JSON, size - 8):
-            raise _refusal(path, "is no safetensors file or truncated; copy or fetch it again")
+            raise refusal(path, "is no safetensors file or truncated; copy or fetch it again")
         header = _parse(path, file.read(length))
     header.pop("__metadata__", None)
-    shapes: dict[str, Shape] = {}
-    spans: list[tuple[int, int]] = []
+    tensors: list[StoredTensor] = []
     for name, entry in header.items():
         try:
             kind, shape, (begin, end) = str(entry["dtype"]), tuple(entry["shape"]), entry["data_offsets"]
         except (KeyError, TypeError, ValueError):
-            raise _refusal(path, f"has a damaged header at {name}; copy or fetch it again") from None
+            raise refusal(path, f"has a damaged header at {name}; copy or fetch it again") from None
         if kind not in BYTES:
-            raise _refusal(path, f"holds {name} as {kind}, and only {', '.join(BYTES)} are loaded")
-        whole = all(_is_whole(n) and n >= 0 for n in (*shape, begin, end))
-        if not whole or end - begin != math.prod(shape) * BYTES[kind]:
-            raise _refusal(path, f"has a damaged header at {name}; copy or fetch it again")
-        shapes[name] = shape
-        spans.append((begin, end))
-    position = 0
-    for begin, end in sorted(spans):
-        if begin != position:
-            raise _refusal(path, "has a header whose tensors overlap or leave gaps; copy or fetch it again")
-        position = end
-    if 8 + length + position != size:
-        is_short = "truncated" if 8 + length + position > size else "too long"
-        raise _refusal(
-            path, f"is {is_short}: {size:,} bytes instead of {8 + length + position:,}; copy or fetch it again"
-        )
-    return shapes
+            raise refusal(path, f"holds {name} as {kind}, and only {', '.join(BYTES)} are loaded")
+        if not all(_is_whole(n) and n >= 0 for n in (*shape, begin, end)):
+            raise refusal(path, f"has a damaged header at {name}; copy or fetch it again")
+        tensors.append(StoredTensor(name, path, kind, shape, 8 + length + begin))
+        if end - begin != tensors[-1].nbytes:
+            raise refusal(path, f"has a damaged header at {name}; copy or fetch it again")
+    tensors.sort(key=lambda tensor: (tensor.offset, tensor.nbytes))
+    position = 8 + length
+    for tensor in tensors:
+        if tensor.offset != position:
+            raise refusal(path, "has a header whose tensors overlap or leave gaps; copy or fetch it again")
+        position += tensor.nbytes
+    if position != size:
+        is_short = "truncated" if position > size else "too long"
+        raise refusal(path, f"is {is_short}: {size:,} bytes instead of {position:,}; copy or fetch it again")
+    return {tensor.name: tensor for tensor in tensors}
 
 
 def _check_vocabulary(path: Path, size: int) -> None:
@@ -260,11 +279,9 @@ def _check_vocabulary(path: Path, size: int) -> None:
             token, rank = line.split()
             ranks[b64decode(token, validate=True)] = int(rank)
     except ValueError:
-        raise _refusal(path, f"is damaged after {len(ranks):,} tokens; copy or fetch it again") from None
+        raise refusal(path, f"is damaged after {len(ranks):,} tokens; copy or fetch it again") from None
     if not 0 < len(ranks) <= size or list(ranks.values()) != list(range(len(ranks))):
-        raise _refusal(
-            path, f"must give each token its own rank from 0 on, fewer than {size:,}; copy or fetch it again"
-        )
+        raise refusal(path, f"must give each token its own rank from 0 on, fewer than {size:,}; copy or fetch it again")
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -276,23 +293,23 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _read(path: Path) -> bytes:
     try:
         if path.stat().st_size > LARGEST_JSON:
-            raise _refusal(path, f"is larger than {LARGEST_JSON:,} bytes")
+            raise refusal(path, f"is larger than {LARGEST_JSON:,} bytes")
         return path.read_bytes()
     except OSError as error:
         reason = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
-        raise _refusal(path, reason) from None
+        raise refusal(path, reason) from None
 
 
 def _parse(path: Path, data: bytes) -> dict[str, Any]:
     def refuse(constant: str) -> None:
-        raise _refusal(path, f"holds {constant}, which is no number that can be used")
+        raise refusal(path, f"holds {constant}, which is no number that can be used")
 
     try:
         values = json.loads(data, parse_constant=refuse)
     except (ValueError, RecursionError):
         values = None
     if not isinstance(values, dict):
-        raise _refusal(path, "is damaged: it holds no JSON object; copy or fetch it again")
+        raise refusal(path, "is damaged: it holds no JSON object; copy or fetch it again")
     return values
 
 
@@ -301,14 +318,14 @@ def _check_numbers(path: Path, value: Any, name: str = "") -> None:
         for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
             _check_numbers(path, inner, f"{name}.{key}" if name else str(key))
     elif isinstance(value, int | float) and not abs(value) <= LARGEST_NUMBER:
-        raise _refusal(path, f"has {name} {value}, and no number in it may exceed {LARGEST_NUMBER:,.0f}")
+        raise refusal(path, f"has {name} {value}, and no number in it may exceed {LARGEST_NUMBER:,.0f}")
 
 
 def _check_sizes(path: Path, prefix: str, values: Mapping[str, Any], limits: Mapping[str, tuple[int, int]]) -> None:
     for key, (lowest, highest) in limits.items():
         value = values.get(key)
         if value is None or not _is_whole(value) or not lowest <= value <= highest:
-            raise _refusal(
+            raise refusal(
                 path, f"has {prefix}{key} {value!r}, which must be a whole number from {lowest:,} to {highest:,}"
             )
 
@@ -317,5 +334,6 @@ def _is_whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _refusal(path: Path, why: str) -> Misconfigured:
+def refusal(path: Path, why: str) -> Misconfigured:
+    """What is raised for a file of a checkpoint folder that makes it useless."""
     return Misconfigured(f"the model folder {path.parent} cannot be used: {path.name} {why}")

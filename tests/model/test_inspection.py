@@ -18,6 +18,7 @@ from kimi_vl.errors import Misconfigured
 from kimi_vl.model import checkpoint
 from kimi_vl.model.inspection import INDEX, LARGEST_JSON, expected_shapes, inspect_folder
 from kimi_vl.model.variants import WEIGHTS
+from tests.model.shards import split
 
 TINY = WEIGHTS / "tiny"
 NORM = "language_model.model.norm.weight"
@@ -42,13 +43,7 @@ def folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def shards(folder: Path) -> Path:
     """The same in two files and an index."""
-    tensors = load_file(folder / "model.safetensors")
-    index = {name: f"model-{2 if name == NORM else 1}.safetensors" for name in tensors}
-    for file in set(index.values()):
-        save_file({name: tensors[name] for name in tensors if index[name] == file}, folder / file)
-    (folder / "model.safetensors").unlink()
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
-    return folder
+    return split(folder, lambda name: 2 if name == NORM else 1)
 
 
 def refusal(folder: Path) -> str:

@@ -5,6 +5,7 @@ import secrets
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from pathlib import Path
 from threading import Barrier
 from time import monotonic
 
@@ -14,7 +15,6 @@ from kimi_vl.engine.base import Engine, Generation, SamplingParams
 from kimi_vl.engine.reference import ReferenceEngine
 from kimi_vl.model.checkpoint import load_model
 from kimi_vl.model.fetch import fetch
-from kimi_vl.model.modeling import KimiVLForConditionalGeneration
 from kimi_vl.model.variants import Variant, fetchable, find_model
 from kimi_vl.output.detokenizer import Detokenizer
 from kimi_vl.output.thinking import Delta, ThinkingSplitter
@@ -126,9 +126,7 @@ class Service:
         progress(f"Loading {settings.model} on {_device_name(device)}")
         if variant.notice:
             progress(variant.notice)
-        model = load_model(folder, device, torch.bfloat16 if device.type == "cuda" else torch.float32)
-        processor = KimiVLProcessor.from_pretrained(folder)
-        return cls(settings, variant, processor, make_engine(model, processor.tokenizer, progress))
+        return cls(settings, variant, *load(folder, device, progress))
 
     def answer(self, request: Request) -> Answer:
         """Checks a request, reads its pictures and starts to answer it.
@@ -167,19 +165,25 @@ class Service:
         self._pool.shutdown(cancel_futures=True)
 
 
-def make_engine(
-    model: KimiVLForConditionalGeneration, tokenizer: TikTokenTokenizer, progress: Callable[[str], None]
-) -> Engine:
-    """The fastest that runs on the model's device."""
-    if model.device.type == "cuda" and torch.cuda.get_device_capability(model.device) >= FAST_CAPABILITY:
-        from kimi_vl.engine.fast.engine import FastEngine  # its kernels take long to import
+def load(folder: Path, device: torch.device, progress: Callable[[str], None]) -> tuple[KimiVLProcessor, Engine]:
+    """The processor of a checkpoint folder, and the fastest engine that runs on a device.
 
-        return FastEngine(model, answer_prefix(tokenizer))
+    Raises:
+        Misconfigured: the folder cannot be used, or the device has too little memory free.
+    """
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) >= FAST_CAPABILITY:
+        from kimi_vl.engine.fast.engine import FastEngine  # its kernels take long to import
+        from kimi_vl.engine.fast.loading import load_network
+
+        network = load_network(folder, device, torch.bfloat16, progress)
+        processor = KimiVLProcessor.from_pretrained(folder)
+        return processor, FastEngine(network, answer_prefix(processor.tokenizer))
     progress(
         "The fast engine needs a CUDA GPU of compute capability 8.0 or newer; "
-        f"answering with the reference engine on {_device_name(model.device)}"
+        f"answering with the reference engine on {_device_name(device)}"
     )
-    return ReferenceEngine(model)
+    model = load_model(folder, device, torch.bfloat16 if device.type == "cuda" else torch.float32)
+    return KimiVLProcessor.from_pretrained(folder), ReferenceEngine(model)
 
 
 def _device_name(device: torch.device) -> str:

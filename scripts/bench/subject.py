@@ -11,6 +11,7 @@ from bench.figure import Figure
 from bench.full_size import random_model
 from kimi_vl.engine.base import Engine
 from kimi_vl.engine.fast.engine import FastEngine
+from kimi_vl.engine.fast.network import Network
 from kimi_vl.engine.reference import ReferenceEngine
 from kimi_vl.model.checkpoint import load_model
 from kimi_vl.model.modeling import KimiVLForConditionalGeneration
@@ -79,4 +80,6 @@ def load(weights: str, device: torch.device) -> tuple[KimiVLForConditionalGenera
 
 def make_engine(name: str, model: KimiVLForConditionalGeneration, processor: KimiVLProcessor) -> Engine:
     """One of ENGINES."""
-    return FastEngine(model, answer_prefix(processor.tokenizer)) if name == "fast" else ReferenceEngine(model)
+    if name == "reference":
+        return ReferenceEngine(model)
+    return FastEngine(Network.of(model), answer_prefix(processor.tokenizer))

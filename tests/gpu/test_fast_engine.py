@@ -18,6 +18,7 @@ from kimi_vl.engine.base import ModelInputs, SamplingParams
 from kimi_vl.engine.fast.engine import FastEngine
 from kimi_vl.engine.fast.kernels.operation import is_hopper
 from kimi_vl.engine.fast.kernels.prompt_routing import choose
+from kimi_vl.engine.fast.network import Network
 from kimi_vl.engine.fast.prefill import prefill
 from kimi_vl.engine.reference import ReferenceEngine
 from kimi_vl.model.checkpoint import load_model
@@ -41,7 +42,7 @@ def full_size() -> Iterator[KimiVLForConditionalGeneration]:
 
 @pytest.fixture(scope="module")
 def full_engine(full_size: KimiVLForConditionalGeneration) -> Iterator[FastEngine]:
-    engine = FastEngine(full_size)
+    engine = FastEngine(Network.of(full_size))
     yield engine
     engine.close()
 
@@ -213,7 +214,7 @@ def agreement(model: KimiVLForConditionalGeneration, inputs: ModelInputs, tokens
 
 
 def test_the_tiny_model_gives_the_reference_engines_tokens(tiny: KimiVLForConditionalGeneration) -> None:
-    fast, reference = FastEngine(tiny, answer_prefix(processor.tokenizer)), ReferenceEngine(tiny)
+    fast, reference = FastEngine(Network.of(tiny), answer_prefix(processor.tokenizer)), ReferenceEngine(tiny)
     leads, right = [], [0, 0]
     questions = asked(500)
     for answer, inputs in questions:
@@ -233,8 +234,8 @@ def test_the_tiny_model_gives_the_reference_engines_tokens(tiny: KimiVLForCondit
 
 
 def test_a_cached_prefix_changes_no_token(tiny: KimiVLForConditionalGeneration) -> None:
-    prefix = answer_prefix(processor.tokenizer)
-    warm, fresh = FastEngine(tiny, prefix), FastEngine(tiny, prefix)
+    network, prefix = Network.of(tiny), answer_prefix(processor.tokenizer)
+    warm, fresh = FastEngine(network, prefix), FastEngine(network, prefix)
     (_, inputs), *_ = asked(1)
     more = torch.tensor([processor.tokenizer.encode_text("What is 12 + 7? And what is 40 - 2?")])
     longer = replace(inputs, input_ids=torch.cat([inputs.input_ids, more], 1))
@@ -248,7 +249,7 @@ def test_a_cached_prefix_changes_no_token(tiny: KimiVLForConditionalGeneration) 
 
 
 def test_out_of_memory_leaves_the_engine_ready(tiny: KimiVLForConditionalGeneration) -> None:
-    engine = FastEngine(tiny, answer_prefix(processor.tokenizer))
+    engine = FastEngine(Network.of(tiny), answer_prefix(processor.tokenizer))
     (_, inputs), *_ = asked(1)
     expected = list(engine.generate(inputs, GREEDY))
     torch.cuda.empty_cache()

@@ -11,13 +11,13 @@ from kimi_vl.engine.base import Engine, Generation, ModelInputs, SamplingParams,
 from kimi_vl.engine.fast.chunk_attention import CHUNK, attend_chunk
 from kimi_vl.engine.fast.decode import AHEAD, Decoder
 from kimi_vl.engine.fast.kernels.operation import compile_ahead, is_hopper
+from kimi_vl.engine.fast.network import Network
 from kimi_vl.engine.fast.pictures import Pictures
 from kimi_vl.engine.fast.prefill import prefill
 from kimi_vl.engine.fast.prompt import Prompt
 from kimi_vl.engine.fast.prompt_graphs import PromptGraphs
 from kimi_vl.engine.fast.weights import Weights
 from kimi_vl.errors import Misconfigured
-from kimi_vl.model.modeling import KimiVLForConditionalGeneration
 
 SHORTEST = 4096  # tokens of context with which it is worth to start
 WORKING_BYTES = 3_500_000_000  # left beside weights and cache for a prompt's activations and captured graphs
@@ -32,23 +32,23 @@ class FastEngine(Engine):
     """
 
     @torch.inference_mode()
-    def __init__(self, model: KimiVLForConditionalGeneration, answer_prefix: tuple[int, ...] = ()) -> None:
+    def __init__(self, network: Network, answer_prefix: tuple[int, ...] = ()) -> None:
         """
         Args:
-            model: on a CUDA GPU in bfloat16; on the CPU (for tests) the kernels' references run, in any type.
+            network: on a CUDA GPU in bfloat16; on the CPU (for tests) the kernels' references run, in any type.
             answer_prefix: the token ids that open each of the model's turns in a conversation.
         """
-        self.weights = Weights.of(model)
-        super().__init__(_context_that_fits(self.weights, model.config.text_config.max_position_embeddings))
+        self.weights = network.weights
+        super().__init__(_context_that_fits(self.weights, network.config.text_config.max_position_embeddings))
         head = self.weights.head
         shape = len(self.weights.layers), self.context_length, self.weights.row
         self.cache = torch.zeros(shape, dtype=head.dtype, device=head.device)
         self.rotary = self.weights.rotary(self.context_length)
         self.decoder = Decoder(self.weights, self.cache, self.rotary)
         self._graphs = PromptGraphs(self.weights, self.cache, self.rotary)
-        self.pictures = Pictures(model)
+        self.pictures = Pictures(network)
         self.cached_tokens = 0  # of the last request: taken from the one before it
-        self._media_id = model.config.media_placeholder_token_id
+        self._media_id = network.config.media_placeholder_token_id
         self._answer_prefix = answer_prefix
         self._seen: Prompt | None = None  # what the cache holds
         if self.cache.is_cuda:

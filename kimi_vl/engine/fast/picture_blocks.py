@@ -15,7 +15,7 @@ from torch import Tensor
 
 from kimi_vl.engine.fast.kernels.picture import add_norm, look_up, rotate_patches
 from kimi_vl.engine.fast.kernels.picture_attention import attend_picture, padded
-from kimi_vl.engine.fast.weights import stack
+from kimi_vl.engine.fast.network import Network
 
 # The steps are small where pictures are that were scaled down to an in_token_limit of 4096 and padded to 2x2 blocks.
 SIZES = (256, 512, 1024, 1536, 2048, 2560, 3072, 3584, 3840, 3968, 4032, 4096, 4160, 4224, 4352)
@@ -42,9 +42,9 @@ class Inputs:
 class Blocks:
     """The tower from the patches' embedding to the norm after the last block."""
 
-    def __init__(self, tower: Any) -> None:
-        self._tower = tower
-        self._joined = [_join_qkv(layer.attn) for layer in tower.layers]
+    def __init__(self, network: Network) -> None:
+        self._tower = tower = network.tower
+        self._qkv = network.qkv
         self._embedding = _padded(tower.patch_embed.proj.weight.flatten(1))
         self._graphs: list[tuple[torch.cuda.CUDAGraph, Inputs, Tensor]] = []
         self._inputs = self._empty(SIZES[-1])
@@ -83,7 +83,7 @@ class Blocks:
         return self._run(inputs)
 
     def _empty(self, count: int) -> Inputs:
-        weight = self._joined[0][0]
+        weight = self._qkv[0][0]
         width, half = weight.shape[1], weight.shape[0] // 3 // self._tower.layers[0].attn.num_heads // 2
         zeros = partial(torch.zeros, device=weight.device)
         return Inputs(
@@ -100,7 +100,7 @@ class Blocks:
         look_up(inputs.levels, inputs.table, patches)
         x, delta = F.linear(patches, self._embedding, self._tower.patch_embed.proj.bias), inputs.positions
         hidden, attended = torch.empty_like(x), torch.empty_like(x)
-        for layer, joined in zip(self._tower.layers, self._joined, strict=True):
+        for layer, joined in zip(self._tower.layers, self._qkv, strict=True):
             add_norm(x, delta, layer.norm1, hidden)
             qkv = F.linear(hidden, *joined).view(len(x), 3, layer.attn.num_heads, -1)
             rotated = qkv.new_empty(*qkv.shape[:3], sum(padded(qkv.shape[3])))
@@ -115,12 +115,6 @@ class Blocks:
 def _padded(weight: Tensor) -> Tensor:
     """A matrix with rows of whole 16 bytes, which its products read twice as fast: of 592 values instead of 588."""
     return F.pad(weight, (0, -weight.shape[1] % (16 // weight.element_size())))
-
-
-def _join_qkv(attention: Any) -> tuple[Tensor, Tensor]:
-    """One weight and bias for the three projections; the module's own become views into them."""
-    parts = [attention.q_proj, attention.k_proj, attention.v_proj]
-    return stack(*(part.weight for part in parts)), stack(*(part.bias for part in parts))
 
 
 def _expand(mlp: Any, x: Tensor) -> Tensor:

@@ -4,15 +4,14 @@ import math
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from kimi_vl.engine.base import Patches, Picture, to_device
+from kimi_vl.engine.fast.network import Network
 from kimi_vl.engine.fast.picture_blocks import Blocks, Inputs
-from kimi_vl.model.modeling import KimiVLForConditionalGeneration
 
 KEPT_BYTES = 256_000_000  # of features: 60 pictures of 1024x768
 
@@ -20,11 +19,11 @@ KEPT_BYTES = 256_000_000  # of features: 60 pictures of 1024x768
 class Pictures:
     """Encodes pictures; those seen lately are not encoded again."""
 
-    def __init__(self, model: KimiVLForConditionalGeneration) -> None:
-        self._tower: Any = model.model.vision_tower
-        self._projector: Any = model.model.mm_projector
+    def __init__(self, network: Network) -> None:
+        self._tower = network.tower
+        self._projector = network.projector
         self._kept: OrderedDict[bytes, Tensor] = OrderedDict()
-        self.blocks = Blocks(self._tower)
+        self.blocks = Blocks(network)
         self._table = self._tower.patch_embed.pos_emb.position_embeddings.data.float()  # [side, side, width]
         self._frequencies = tuple(self._tower.rotary_emb.inv_freq.tolist())
 

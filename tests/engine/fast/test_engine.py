@@ -12,6 +12,8 @@ from transformers import TopKLogitsWarper, TopPLogitsWarper
 
 from kimi_vl.engine.base import ModelInputs, Patches, SamplingParams
 from kimi_vl.engine.fast.engine import FastEngine
+from kimi_vl.engine.fast.loading import load_network
+from kimi_vl.engine.fast.network import Network
 from kimi_vl.engine.fast.prefill import prefill
 from kimi_vl.engine.reference import ReferenceEngine
 from kimi_vl.model.checkpoint import load_model
@@ -30,9 +32,14 @@ def model() -> KimiVLForConditionalGeneration:
     return load_model(WEIGHTS / "tiny", torch.device("cpu"), torch.float32)
 
 
+@pytest.fixture(scope="module")
+def network() -> Network:
+    return load_network(WEIGHTS / "tiny", torch.device("cpu"), torch.float32, lambda line: None)
+
+
 @pytest.fixture
-def engine(model: KimiVLForConditionalGeneration) -> Iterator[FastEngine]:
-    engine = FastEngine(model, answer_prefix(processor.tokenizer))
+def engine(network: Network) -> Iterator[FastEngine]:
+    engine = FastEngine(network, answer_prefix(processor.tokenizer))
     yield engine
     engine.close()
 
@@ -142,9 +149,7 @@ FIRST = conversation([number(42)], "What number is in the picture?")
 SECOND = conversation([number(42)], "What number is in the picture?", "42", "What is 12 + 7?")
 
 
-def test_a_conversation_goes_on_where_it_was(
-    engine: FastEngine, model: KimiVLForConditionalGeneration, reference: ReferenceEngine
-) -> None:
+def test_a_conversation_goes_on_where_it_was(engine: FastEngine, reference: ReferenceEngine) -> None:
     tokens(engine, FIRST)
     assert engine.cached_tokens == 0
     continued = engine.generate(SECOND, NO_STOP)

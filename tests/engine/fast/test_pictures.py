@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kimi_vl.engine.base import Patches, Picture
+from kimi_vl.engine.fast.loading import load_network
+from kimi_vl.engine.fast.network import Network
 from kimi_vl.engine.fast.pictures import Pictures, resample
 from kimi_vl.model.checkpoint import load_model
 from kimi_vl.model.modeling import KimiVLForConditionalGeneration
@@ -28,11 +30,16 @@ def model() -> KimiVLForConditionalGeneration:
     return load_model(WEIGHTS / "tiny", torch.device("cpu"), torch.float32)
 
 
+@pytest.fixture(scope="module")
+def network() -> Network:
+    return load_network(WEIGHTS / "tiny", torch.device("cpu"), torch.float32, lambda line: None)
+
+
 class Watched(Pictures):
     """Notes the names of the pictures that it encodes."""
 
-    def __init__(self, model: KimiVLForConditionalGeneration) -> None:
-        super().__init__(model)
+    def __init__(self, network: Network) -> None:
+        super().__init__(network)
         self.encoded: list[str] = []
 
     def encode(self, patches: Patches, grid: tuple[int, int]) -> Tensor:
@@ -41,8 +48,8 @@ class Watched(Pictures):
 
 
 @pytest.fixture
-def pictures(model: KimiVLForConditionalGeneration) -> Watched:
-    return Watched(model)
+def pictures(network: Network) -> Watched:
+    return Watched(network)
 
 
 def patches(name: str) -> Patches:
@@ -59,11 +66,13 @@ def album(names: str) -> list[Picture]:
 
 
 @pytest.mark.parametrize("grid", [(2, 2), (2, 6), (14, 4), (32, 32), (6, 46), (40, 34)])
-def test_features_are_transformers(grid: tuple[int, int], model: KimiVLForConditionalGeneration) -> None:
+def test_features_are_transformers(
+    grid: tuple[int, int], network: Network, model: KimiVLForConditionalGeneration
+) -> None:
     levels = torch.randint(0, 256, (grid[0] * grid[1], 3, 14, 14), dtype=torch.uint8)
     made = Patches(levels, torch.randn(3, 256), b"noise")
     (expected,) = model.model.get_image_features(made.pixels(), torch.tensor([[1, *grid]])).pooler_output
-    torch.testing.assert_close(Pictures(model).encode(made, grid), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(Pictures(network).encode(made, grid), expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("grid", [(2, 2), (64, 64), (56, 74), (130, 6), (2, 510)])
@@ -75,11 +84,11 @@ def test_positions_are_interpolated_bicubically(grid: tuple[int, int]) -> None:
     torch.testing.assert_close(out, expected, rtol=0, atol=1e-5)
 
 
-def test_a_picture_is_encoded_once_and_alone(pictures: Watched, model: KimiVLForConditionalGeneration) -> None:
+def test_a_picture_is_encoded_once_and_alone(pictures: Watched, network: Network) -> None:
     features = pictures.features(album("abba"))
     assert pictures.encoded == ["a", "b"]
     assert features[0] is features[3] and features[1] is features[2]
-    assert features[1].equal(Pictures(model).features(album("b"))[0])
+    assert features[1].equal(Pictures(network).features(album("b"))[0])
     assert pictures.features(album("bca"))[2] is features[0]
     assert pictures.encoded == ["a", "b", "c"]
 
@@ -115,7 +124,7 @@ def test_a_picture_is_encoded_before_the_next_one_is_made(pictures: Watched, mon
 
 
 def test_after_a_failure_what_was_encoded_is_still_right(
-    pictures: Watched, model: KimiVLForConditionalGeneration, monkeypatch: pytest.MonkeyPatch
+    pictures: Watched, network: Network, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broken = Picture(GRID, Future())
     broken.patches.set_exception(OSError("a truncated picture"))
@@ -127,5 +136,5 @@ def test_after_a_failure_what_was_encoded_is_still_right(
             pictures.features(album("ab"))
     features = pictures.features(album("ab"))
     assert pictures.encoded == ["a", "b", "b"]
-    for one, wanted in zip(features, Pictures(model).features(album("ab")), strict=True):
+    for one, wanted in zip(features, Pictures(network).features(album("ab")), strict=True):
         assert one.equal(wanted)

@@ -1,0 +1,94 @@
+"""A network that comes straight from the files is the one that transformers' loader makes, bit for bit."""
+
+import os
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from kimi_vl.engine.fast import loading
+from kimi_vl.engine.fast.loading import load_network
+from kimi_vl.engine.fast.network import Network
+from kimi_vl.errors import Misconfigured
+from kimi_vl.model import reading
+from kimi_vl.model.checkpoint import load_model
+from kimi_vl.model.inspection import SINGLE
+from kimi_vl.model.reading import PIECE_BYTES
+from kimi_vl.model.variants import WEIGHTS
+from tests.engine.fast.networks import assert_same
+from tests.model.shards import split
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return shutil.copytree(WEIGHTS / "tiny", tmp_path / "model")
+
+
+def as_it_is(folder: Path) -> None:
+    pass
+
+
+def in_shards(folder: Path) -> None:
+    split(folder, lambda name: len(name) % 3)
+
+
+def in_other_types(folder: Path) -> None:
+    """With bits that bfloat16 does not have."""
+    tensors = load_file(folder / SINGLE)
+    for number, (name, tensor) in enumerate(tensors.items()):
+        wider = torch.float32 if number % 2 else torch.float16
+        tensors[name] = (tensor.float() * (1 + torch.rand(tensor.shape) / 100)).to(wider)
+    save_file(tensors, folder / SINGLE)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    ("change", "piece_bytes"),
+    [(as_it_is, PIECE_BYTES), (as_it_is, 5000), (in_shards, PIECE_BYTES), (in_other_types, 20_000)],
+)
+def test_the_network_is_transformers(
+    change: Callable[[Path], None],
+    piece_bytes: int,
+    dtype: torch.dtype,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    change(folder)
+    expected = Network.of(load_model(folder, CPU, dtype))
+    monkeypatch.setattr(reading, "PIECE_BYTES", piece_bytes)
+
+    def poisoned(tensor: torch.Tensor, **options: Any) -> torch.Tensor:
+        return torch.full_like(tensor, torch.nan, **options)
+
+    monkeypatch.setattr(torch, "empty_like", poisoned)  # what nothing is written to shows
+    assert_same(load_network(folder, CPU, dtype, lambda line: None), expected)
+
+
+def test_each_weight_is_there_once() -> None:
+    network = load_network(WEIGHTS / "tiny", CPU, torch.float32, lambda line: None)
+    for (weight, bias), layer in zip(network.qkv, network.tower.layers, strict=True):
+        parts = [layer.attn.q_proj, layer.attn.k_proj, layer.attn.v_proj]
+        for whole, views in ((weight, [p.weight for p in parts]), (bias, [p.bias for p in parts])):
+            addresses = [view.data_ptr() for view in views]
+            assert addresses == [part.data_ptr() for part in whole.chunk(3)]
+
+
+def test_says_in_a_line_how_fast_it_was() -> None:
+    lines: list[str] = []
+    load_network(WEIGHTS / "tiny", CPU, torch.float32, lines.append)
+    assert len(lines) == 1
+    assert re.fullmatch(r"Loaded 0\.0 GB in \d+\.\d s \(\d+\.\d GB/s\)", lines[0])
+
+
+def test_a_folder_is_refused_before_a_network_is_made(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loading, "KimiVLForConditionalGeneration", None)
+    os.truncate(folder / SINGLE, 1_000_000)
+    with pytest.raises(Misconfigured, match=r"model\.safetensors is truncated"):
+        load_network(folder, CPU, torch.float32, lambda line: None)

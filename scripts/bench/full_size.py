@@ -1,9 +1,19 @@
 """Kimi-VL-A3B at full size with random weights: the real shapes and bytes, without the real answers."""
 
+import json
+import shutil
+from base64 import b64encode
+from collections.abc import Iterator, Mapping
+from math import prod
+from pathlib import Path
+
 import torch
+from safetensors.torch import save_file
 
 from kimi_vl.model.configuration import KimiVLConfig
+from kimi_vl.model.inspection import INDEX, Shape, expected_shapes
 from kimi_vl.model.modeling import KimiVLForConditionalGeneration
+from kimi_vl.model.variants import WEIGHTS
 
 TEXT = {
     "vocab_size": 163840,
@@ -28,6 +38,7 @@ TEXT = {
     "max_position_embeddings": 131072,
 }
 VISION = {"hidden_size": 1152, "num_attention_heads": 16, "num_hidden_layers": 27, "intermediate_size": 4304}
+SHARD_BYTES = 5_000_000_000  # as in the official checkpoints
 
 
 @torch.no_grad()
@@ -51,3 +62,34 @@ def random_model(device: torch.device, dtype: torch.dtype, media_id: int) -> Kim
             scale = 1.0 if "embed_tokens" in name else parameter.shape[-1] ** -0.5
             parameter.normal_(0, scale, generator=generator)
     return model.eval()
+
+
+def save_random(folder: Path, device: torch.device) -> None:
+    """Writes a folder in the official layout whose numbers are drawn on a device: to be loaded, not to be asked."""
+    name = KimiVLForConditionalGeneration.__name__
+    config = KimiVLConfig(text_config=TEXT, vision_config=VISION, architectures=[name]).to_dict()
+    (folder / "config.json").write_text(json.dumps(config))
+    shutil.copy(WEIGHTS / "tiny" / "preprocessor_config.json", folder)
+    ranks = range(config["text_config"]["vocab_size"] - 256)
+    tokens = (b64encode(rank.to_bytes(3, "big")).decode() for rank in ranks)
+    (folder / "tiktoken.model").write_text("".join(f"{token} {rank}\n" for rank, token in enumerate(tokens)))
+    index: dict[str, str] = {}
+    for number, shapes in enumerate(_shards(expected_shapes(config))):
+        file = f"model-{number}.safetensors"
+        tensors = {n: torch.randn(s, dtype=torch.bfloat16, device=device).cpu() for n, s in shapes.items()}
+        save_file(tensors, folder / file)
+        index |= dict.fromkeys(tensors, file)
+    (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": index}))
+
+
+def _shards(shapes: Mapping[str, Shape]) -> Iterator[dict[str, Shape]]:
+    """The shapes of each file's tensors."""
+    shard: dict[str, Shape] = {}
+    size = 0
+    for name, shape in shapes.items():
+        if size + 2 * prod(shape) > SHARD_BYTES:
+            yield shard
+            shard, size = {}, 0
+        shard[name] = shape
+        size += 2 * prod(shape)
+    yield shard

@@ -46,8 +46,9 @@ def _allocate(config: KimiVLConfig, device: torch.device, dtype: torch.dtype) ->
         model = KimiVLForConditionalGeneration._from_config(config, dtype=dtype).eval()
     tower = model.model.vision_tower.to_empty(device=device)
     model.model.mm_projector.to_empty(device=device)
-    for module in (tower.rotary_emb, tower.patch_embed.pos_emb):
-        tower._init_weights(module)  # they have tables that no checkpoint holds
+    positions = tower.patch_embed.pos_emb
+    positions.time_position_embeddings.copy_(positions.compute_pos_embed())  # no checkpoint holds this table,
+    tower._init_weights(tower.rotary_emb)  # nor these
     network = Network.of(model)
     weights = _on(network.weights, device)
     layers = [(_on(attention, device), _on(mlp, device)) for attention, mlp in weights.layers]

@@ -2,23 +2,44 @@
 
 import pytest
 import torch
+from safetensors.torch import load_file
+from torch import Tensor
 
 from kimi_vl.engine.fast.loading import load_network
 from kimi_vl.engine.fast.network import Network
 from kimi_vl.model import reading
 from kimi_vl.model.checkpoint import load_model
-from kimi_vl.model.reading import PIECE_BYTES
+from kimi_vl.model.inspection import SINGLE, inspect_folder
+from kimi_vl.model.reading import PIECE_BYTES, Place, read_tensors
 from kimi_vl.model.variants import WEIGHTS
 from tests.engine.fast.networks import assert_same
 
 pytestmark = pytest.mark.gpu
 CUDA = torch.device("cuda")
+TINY = WEIGHTS / "tiny"
 
 
-@pytest.mark.parametrize("piece_bytes", [PIECE_BYTES, 4096])  # each buffer is filled a few times, and a hundred times
+@pytest.mark.parametrize("piece_bytes", [PIECE_BYTES, 4096])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 def test_the_network_is_transformers(piece_bytes: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    expected = Network.of(load_model(WEIGHTS / "tiny", CUDA, dtype))
+    expected = Network.of(load_model(TINY, CUDA, dtype))
     monkeypatch.setattr(reading, "PIECE_BYTES", piece_bytes)
-    for _ in range(5):
-        assert_same(load_network(WEIGHTS / "tiny", CUDA, dtype, lambda line: None), expected)
+    assert_same(load_network(TINY, CUDA, dtype, lambda line: None), expected)
+
+
+@pytest.mark.parametrize("threads", [1, 16])
+def test_memory_is_used_again_only_when_it_has_been_copied(threads: int) -> None:
+    expected = load_file(TINY / SINGLE)
+    got = {name: torch.full_like(tensor, torch.nan, device=CUDA) for name, tensor in expected.items()}
+
+    def slowly_into(destination: Tensor) -> Place:
+        def place(first: int, piece: Tensor) -> None:
+            assert piece.is_pinned()
+            torch.cuda._sleep(5_000_000)  # cycles: the copy is made milliseconds after this has returned
+            destination[first : first + len(piece)].copy_(piece, non_blocking=True)
+
+        return place
+
+    read_tensors(inspect_folder(TINY), {name: slowly_into(tensor) for name, tensor in got.items()}, CUDA, threads)
+    for name, tensor in expected.items():
+        assert got[name].cpu().equal(tensor), name

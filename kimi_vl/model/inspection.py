@@ -65,6 +65,10 @@ class StoredTensor:
     def nbytes(self) -> int:
         return math.prod(self.shape) * BYTES[self.kind]
 
+    @property
+    def row_bytes(self) -> int:
+        return self.nbytes // self.shape[0]
+
 
 def missing_files(folder: Path) -> list[str]:
     """The names of files that a checkpoint folder lacks, as after a copy that was interrupted."""

@@ -20,7 +20,7 @@ from kimi_vl.model.inspection import StoredTensor, refusal
 
 THREADS = 16
 BUFFERS = 2  # of each thread: one is filled while the other is copied
-PIECE_BYTES = 2**23  # read at once: every expert's matrices are whole
+SPAN_BYTES = 2**24  # read at once: for smaller ones the threads wait longer for one another's Python than for memory
 DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 
 Place = Callable[[int, Tensor], None]
@@ -35,35 +35,63 @@ class _Piece:
     rows: int
 
     @property
-    def row_bytes(self) -> int:
-        return self.tensor.nbytes // self.tensor.shape[0]
+    def start(self) -> int:
+        return self.tensor.offset + self.first * self.tensor.row_bytes
+
+    @property
+    def end(self) -> int:
+        return self.start + self.rows * self.tensor.row_bytes
+
+    def in_memory(self, memory: Tensor, at: int) -> Tensor:
+        """The rows [rows, ...] of their type, whose bytes lie in a buffer [bytes] from a place on."""
+        values = memory[at : at + self.end - self.start].view(DTYPES[self.tensor.kind])
+        return values.view(self.rows, *self.tensor.shape[1:])
+
+
+@dataclass(frozen=True)
+class _Span:
+    """Pieces that lie one after another in a file."""
+
+    pieces: list[_Piece]
+
+    @property
+    def path(self) -> Path:
+        return self.pieces[0].tensor.path
+
+    @property
+    def start(self) -> int:
+        return self.pieces[0].start
 
     @property
     def nbytes(self) -> int:
-        return self.rows * self.row_bytes
+        return self.pieces[-1].end - self.start
 
-    def read(self, file: int, memory: Tensor) -> Tensor:
-        """Reads the rows from a file descriptor into the beginning of a buffer [bytes], as [rows, ...] of their type.
+    def takes(self, piece: _Piece) -> bool:
+        """Whether a later piece can be read with these: in the same file, near enough, and aligned in memory."""
+        near = piece.tensor.path == self.path and self.start <= piece.start and piece.end - self.start <= SPAN_BYTES
+        return near and (piece.start - self.start) % DTYPES[piece.tensor.kind].itemsize == 0
+
+    def read(self, file: int, memory: Tensor) -> Iterator[tuple[_Piece, Tensor]]:
+        """Reads all from a file descriptor into a buffer [bytes]; gives each piece with its rows there.
 
         Raises:
             Misconfigured: the file ends before them, or cannot be read.
         """
-        path, offset = self.tensor.path, self.tensor.offset + self.first * self.row_bytes
-        rest = memory.numpy().data[: self.nbytes]
+        rest, offset = memory.numpy().data[: self.nbytes], self.start
         while rest:
             try:
                 count = os.preadv(file, [rest], offset)
             except OSError as error:
-                raise refusal(path, f"cannot be read ({error.strerror})") from error
+                raise refusal(self.path, f"cannot be read ({error.strerror})") from error
             if not count:
-                raise refusal(path, "has become shorter while it was read; copy or fetch it again")
+                raise refusal(self.path, "has become shorter while it was read; copy or fetch it again")
             rest, offset = rest[count:], offset + count
-        values = memory[: self.nbytes].view(DTYPES[self.tensor.kind])
-        return values.view(self.rows, *self.tensor.shape[1:])
+        for piece in self.pieces:
+            yield piece, piece.in_memory(memory, piece.start - self.start)
 
 
 class _Buffer:
-    """Memory for one piece at a time; the next one waits until a GPU has copied the last."""
+    """Memory for one span at a time; the next one waits until a GPU has copied the last."""
 
     def __init__(self, size: int, on_gpu: bool) -> None:
         self.memory = torch.empty(size, dtype=torch.uint8, pin_memory=on_gpu)
@@ -95,9 +123,9 @@ def read_tensors(
         Misconfigured: a file cannot be read, or has become shorter since it was inspected.
         Exception: whatever a place raised.
     """
-    pieces = list(_pieces(tensors))
-    size = max(piece.nbytes for piece in pieces)
-    work = iter(pieces)  # whose next one goes to whichever thread asks first
+    spans = _spans(tensors)
+    size = max(span.nbytes for span in spans)
+    work = iter(spans)  # whose next one goes to whichever thread asks first
     with ExitStack() as opened, ThreadPoolExecutor(threads, "reading") as pool:
         files = {path: opened.enter_context(_open(path)).fileno() for path in {tensor.path for tensor in tensors}}
         if device.type == "cuda":
@@ -106,16 +134,22 @@ def read_tensors(
             for reader in as_completed([pool.submit(_read, work, size, files, places, device) for _ in range(threads)]):
                 reader.result()
         finally:
-            pieces.clear()  # after an error this ends the other threads
+            spans.clear()  # after an error this ends the other threads
 
 
-def _pieces(tensors: Sequence[StoredTensor]) -> Iterator[_Piece]:
-    """As many whole rows as fit into PIECE_BYTES, at least one."""
+def _spans(tensors: Sequence[StoredTensor]) -> list[_Span]:
+    """All tensors, in pieces of as many whole rows as fit into SPAN_BYTES, at least one."""
+    spans: list[_Span] = []
     for tensor in tensors:
         count = tensor.shape[0]
-        step = max(1, PIECE_BYTES * count // tensor.nbytes)
+        step = max(1, SPAN_BYTES // tensor.row_bytes)
         for first in range(0, count, step):
-            yield _Piece(tensor, first, min(step, count - first))
+            piece = _Piece(tensor, first, min(step, count - first))
+            if spans and spans[-1].takes(piece):
+                spans[-1].pieces.append(piece)
+            else:
+                spans.append(_Span([piece]))
+    return spans
 
 
 def _open(path: Path) -> FileIO:
@@ -126,16 +160,17 @@ def _open(path: Path) -> FileIO:
 
 
 def _read(
-    work: Iterator[_Piece], size: int, files: Mapping[Path, int], places: Mapping[str, Place], device: torch.device
+    work: Iterator[_Span], size: int, files: Mapping[Path, int], places: Mapping[str, Place], device: torch.device
 ) -> None:
-    """One thread's part: reads pieces of at most so many bytes until none is left, and waits for their copies."""
+    """One thread's part: reads spans of at most so many bytes until none is left, and waits for their copies."""
     on_gpu = device.type == "cuda"
     stream = torch.cuda.Stream(device) if on_gpu else None
     with torch.cuda.stream(stream):
         buffers = [_Buffer(size, on_gpu) for _ in range(BUFFERS)]
-        for piece, buffer in zip(work, cycle(buffers), strict=False):
+        for span, buffer in zip(work, cycle(buffers), strict=False):
             buffer.wait()
-            places[piece.tensor.name](piece.first, piece.read(files[piece.tensor.path], buffer.memory))
+            for piece, rows in span.read(files[span.path], buffer.memory):
+                places[piece.tensor.name](piece.first, rows)
             buffer.mark()
     if stream:
         stream.synchronize()

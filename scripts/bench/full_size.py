@@ -71,8 +71,9 @@ def save_random(folder: Path, device: torch.device) -> None:
     (folder / "config.json").write_text(json.dumps(config))
     shutil.copy(WEIGHTS / "tiny" / "preprocessor_config.json", folder)
     ranks = range(config["text_config"]["vocab_size"] - 256)
-    tokens = (b64encode(rank.to_bytes(3, "big")).decode() for rank in ranks)
-    (folder / "tiktoken.model").write_text("".join(f"{token} {rank}\n" for rank, token in enumerate(tokens)))
+    tokens = (bytes([rank]) if rank < 256 else rank.to_bytes(3, "big") for rank in ranks)
+    lines = (f"{b64encode(token).decode()} {rank}\n" for rank, token in enumerate(tokens))
+    (folder / "tiktoken.model").write_text("".join(lines))
     index: dict[str, str] = {}
     for number, shapes in enumerate(_shards(expected_shapes(config))):
         file = f"model-{number}.safetensors"

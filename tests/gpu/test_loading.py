@@ -10,7 +10,7 @@ from kimi_vl.engine.fast.network import Network
 from kimi_vl.model import reading
 from kimi_vl.model.checkpoint import load_model
 from kimi_vl.model.inspection import SINGLE, inspect_folder
-from kimi_vl.model.reading import PIECE_BYTES, Place, read_tensors
+from kimi_vl.model.reading import SPAN_BYTES, Place, read_tensors
 from kimi_vl.model.variants import WEIGHTS
 from tests.engine.fast.networks import assert_same
 
@@ -19,11 +19,11 @@ CUDA = torch.device("cuda")
 TINY = WEIGHTS / "tiny"
 
 
-@pytest.mark.parametrize("piece_bytes", [PIECE_BYTES, 4096])
+@pytest.mark.parametrize("span_bytes", [SPAN_BYTES, 4096])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
-def test_the_network_is_transformers(piece_bytes: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_network_is_transformers(span_bytes: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = Network.of(load_model(TINY, CUDA, dtype))
-    monkeypatch.setattr(reading, "PIECE_BYTES", piece_bytes)
+    monkeypatch.setattr(reading, "SPAN_BYTES", span_bytes)
     assert_same(load_network(TINY, CUDA, dtype, lambda line: None), expected)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from kimi_vl.errors import Misconfigured
 from kimi_vl.model import reading
 from kimi_vl.model.inspection import SINGLE, StoredTensor, inspect_folder
-from kimi_vl.model.reading import PIECE_BYTES, Place, read_tensors
+from kimi_vl.model.reading import SPAN_BYTES, Place, read_tensors
 from kimi_vl.model.variants import WEIGHTS
 from tests.model.shards import split
 
@@ -32,7 +32,7 @@ def same_place(tensors: Sequence[StoredTensor], place: Place) -> dict[str, Place
     return {tensor.name: place for tensor in tensors}
 
 
-def gather(tensors: Mapping[str, Tensor], limit: int = PIECE_BYTES) -> tuple[dict[str, Tensor], dict[str, Place]]:
+def gather(tensors: Mapping[str, Tensor], limit: int = SPAN_BYTES) -> tuple[dict[str, Tensor], dict[str, Place]]:
     """Copies to be, and their places. A row that comes twice, or a piece above the limit, is an error."""
     got = {name: torch.full_like(tensor, torch.nan) for name, tensor in tensors.items()}
 
@@ -54,11 +54,11 @@ def assert_equal(got: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> N
         assert got[name].equal(tensor), name
 
 
-@pytest.mark.parametrize(("limit", "threads"), [(PIECE_BYTES, 1), (PIECE_BYTES, 16), (30_000, 1), (30_000, 5), (1, 3)])
+@pytest.mark.parametrize(("limit", "threads"), [(SPAN_BYTES, 1), (SPAN_BYTES, 16), (30_000, 1), (30_000, 5), (1, 3)])
 def test_every_row_comes_once(limit: int, threads: int, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = load_file(folder / SINGLE)
     tensors = inspect_folder(split(folder, lambda name: len(name) % 3))
-    monkeypatch.setattr(reading, "PIECE_BYTES", limit)
+    monkeypatch.setattr(reading, "SPAN_BYTES", limit)
     got, places = gather(expected, limit)
     read_tensors(tensors, places, CPU, threads)
     assert_equal(got, expected)
@@ -82,7 +82,7 @@ def test_types_keep_their_bits_where_no_tensor_is_aligned(folder: Path, monkeypa
         tensors.append(StoredTensor(name, folder / SINGLE, kind, tuple(tensor.shape), len(data)))
         data += tensor.view(torch.uint8).numpy().tobytes()
     (folder / SINGLE).write_bytes(data)
-    monkeypatch.setattr(reading, "PIECE_BYTES", 50)
+    monkeypatch.setattr(reading, "SPAN_BYTES", 50)
     got, places = gather(expected, 50)
     read_tensors(tensors, places, CPU)
     assert_equal(got, expected)
@@ -131,7 +131,7 @@ def test_short_reads_are_continued(folder: Path, monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize("threads", [1, 4])
 def test_an_error_in_a_place_ends_all_threads(threads: int, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading, "PIECE_BYTES", 1)
+    monkeypatch.setattr(reading, "SPAN_BYTES", 1)
     tensors = inspect_folder(folder)
     handed: list[int] = []
 

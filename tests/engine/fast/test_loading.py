@@ -18,7 +18,7 @@ from kimi_vl.errors import Misconfigured
 from kimi_vl.model import reading
 from kimi_vl.model.checkpoint import load_model
 from kimi_vl.model.inspection import SINGLE
-from kimi_vl.model.reading import PIECE_BYTES
+from kimi_vl.model.reading import SPAN_BYTES
 from kimi_vl.model.variants import WEIGHTS
 from tests.engine.fast.networks import assert_same
 from tests.model.shards import split
@@ -50,19 +50,19 @@ def in_other_types(folder: Path) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(
-    ("change", "piece_bytes"),
-    [(as_it_is, PIECE_BYTES), (as_it_is, 5000), (in_shards, PIECE_BYTES), (in_other_types, 20_000)],
+    ("change", "span_bytes"),
+    [(as_it_is, SPAN_BYTES), (as_it_is, 5000), (in_shards, SPAN_BYTES), (in_other_types, 20_000)],
 )
 def test_the_network_is_transformers(
     change: Callable[[Path], None],
-    piece_bytes: int,
+    span_bytes: int,
     dtype: torch.dtype,
     folder: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     change(folder)
     expected = Network.of(load_model(folder, CPU, dtype))
-    monkeypatch.setattr(reading, "PIECE_BYTES", piece_bytes)
+    monkeypatch.setattr(reading, "SPAN_BYTES", span_bytes)
 
     def poisoned(tensor: torch.Tensor, **options: Any) -> torch.Tensor:
         return torch.full_like(tensor, torch.nan, **options)

@@ -128,7 +128,8 @@ class Service:
             progress(variant.notice)
         model = load_model(folder, device, torch.bfloat16 if device.type == "cuda" else torch.float32)
         processor = KimiVLProcessor.from_pretrained(folder)
-        return cls(settings, variant, processor, make_engine(model, processor.tokenizer, progress))
+        engine = make_engine(model, processor.tokenizer, progress, settings.quantization)
+        return cls(settings, variant, processor, engine)
 
     def answer(self, request: Request) -> Answer:
         """Checks a request, reads its pictures and starts to answer it.
@@ -168,13 +169,21 @@ class Service:
 
 
 def make_engine(
-    model: KimiVLForConditionalGeneration, tokenizer: TikTokenTokenizer, progress: Callable[[str], None]
+    model: KimiVLForConditionalGeneration,
+    tokenizer: TikTokenTokenizer,
+    progress: Callable[[str], None],
+    quantization: str,
 ) -> Engine:
-    """The fastest that runs on the model's device."""
+    """The fastest that runs on the model's device.
+
+    Raises:
+        Misconfigured: the quantization has no such name, or not even a short context fits in the GPU's memory.
+    """
     if model.device.type == "cuda" and torch.cuda.get_device_capability(model.device) >= FAST_CAPABILITY:
         from kimi_vl.engine.fast.engine import FastEngine  # its kernels take long to import
+        from kimi_vl.engine.fast.memory import weights_that_fit
 
-        return FastEngine(model, answer_prefix(tokenizer))
+        return FastEngine(model, answer_prefix(tokenizer), weights_that_fit(model, quantization))
     progress(
         "The fast engine needs a CUDA GPU of compute capability 8.0 or newer; "
         f"answering with the reference engine on {_device_name(model.device)}"

@@ -227,11 +227,12 @@ def test_the_engine_is_the_fastest_that_the_device_runs(
     monkeypatch.setattr("torch.cuda.get_device_capability", lambda _: capability)
     monkeypatch.setattr("torch.cuda.get_device_name", lambda _: "a GPU")
     monkeypatch.setattr("kimi_vl.service.ReferenceEngine", lambda model: "ReferenceEngine")
-    monkeypatch.setattr("kimi_vl.engine.fast.engine.FastEngine", lambda model, prefix: "FastEngine")
+    monkeypatch.setattr("kimi_vl.engine.fast.engine.FastEngine", lambda model, prefix, weights: "FastEngine")
+    monkeypatch.setattr("kimi_vl.engine.fast.memory.weights_that_fit", lambda model, quantization: None)
     tokenizer = KimiVLProcessor.from_pretrained(WEIGHTS / "tiny").tokenizer
     model: Any = SimpleNamespace(device=torch.device(device))
     lines: list[str] = []
-    made: object = make_engine(model, tokenizer, lines.append)
+    made: object = make_engine(model, tokenizer, lines.append, "auto")
     assert made == name
     assert len(lines) == (name == "ReferenceEngine")
 

@@ -13,12 +13,12 @@ from torch import Tensor
 from kimi_vl.engine.fast.kernels.operation import (
     LOG2_E,
     Operation,
-    dot_rows,
     is_hopper,
     launch_options,
     release_next,
     wait_for_previous,
 )
+from kimi_vl.engine.fast.kernels.weight import dot_rows
 from kimi_vl.engine.fast.weights import Attention
 
 SPLITS = 128  # parts of the cache that are attended to at the same time: about one for each multiprocessor

@@ -1,5 +1,5 @@
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
-"""What all kernels share: where they run, how they are launched, how a weight matrix is read."""
+"""What all kernels share: where they run, how they are launched, how much of a matrix each program reads."""
 
 import threading
 from collections.abc import Callable
@@ -86,14 +86,26 @@ class Tile:
         return gcd(height, max(1, self.elements // triton.next_power_of_2(columns)))
 
 
-TILES = {  # the fastest of those tried on an H100: scripts/tune_decode.py
-    "projections": Tile(8192, 4),
-    "output": Tile(16384, 4),
-    "shared_gate_up": Tile(8192, 4),
-    "shared_down": Tile(16384, 4),
-    "gate_up": Tile(8192, 4),
-    "down": Tile(2048, 4),
-    "head": Tile(16384, 4),
+# By the matrix and its bits: the fastest of those tried on an H100 (scripts/tune_decode.py).
+TILES = {
+    ("projections", 16): Tile(8192, 4),
+    ("output", 16): Tile(16384, 4),
+    ("shared_gate_up", 16): Tile(8192, 4),
+    ("shared_down", 16): Tile(16384, 4),
+    ("gate_up", 16): Tile(8192, 4),
+    ("down", 16): Tile(2048, 4),
+    ("head", 16): Tile(16384, 4),
+    ("projections", 8): Tile(8192, 2),
+    ("output", 8): Tile(8192, 2),
+    ("shared_gate_up", 8): Tile(4096, 1),
+    ("shared_down", 8): Tile(4096, 1),
+    ("gate_up", 8): Tile(4096, 1),
+    ("down", 8): Tile(4096, 1),
+    ("head", 8): Tile(16384, 4),
+    ("shared_gate_up", 4): Tile(4096, 1),
+    ("shared_down", 4): Tile(4096, 1),
+    ("gate_up", 4): Tile(4096, 1),
+    ("down", 4): Tile(4096, 1),
 }
 
 
@@ -127,29 +139,6 @@ def wait_for_previous(PDL: tl.constexpr):
     wrote may be read, and nothing written."""
     if PDL:
         gdc_wait()
-
-
-@triton.jit
-def load_rows(matrix, rows, columns, COLUMNS: tl.constexpr, MASKED: tl.constexpr):
-    """A tile of a row-major matrix; MASKED where columns reach beyond COLUMNS, zero there."""
-    pointers = matrix + rows.to(tl.int64)[:, None] * COLUMNS + columns[None, :]
-    if MASKED:
-        return tl.load(pointers, mask=(columns < COLUMNS)[None, :], other=0.0)
-    return tl.load(pointers)
-
-
-@triton.jit
-def dot_rows(tile, vector):
-    """[rows, columns] times [columns], accumulated in float32."""
-    return tl.sum(tile.to(tl.float32) * vector.to(tl.float32)[None, :], 1)
-
-
-@triton.jit
-def load_normalised(x, gain, columns, COLUMNS: tl.constexpr, EPS: tl.constexpr):
-    """RMSNorm of x [COLUMNS] float32, rounded to the gain's type as the network's activations are."""
-    value = tl.load(x + columns, mask=columns < COLUMNS, other=0.0)
-    scaled = value * tl.rsqrt(tl.sum(value * value) / COLUMNS + EPS)
-    return (scaled * gain.to(tl.float32)).to(gain.dtype)
 
 
 def rms_norm(x: Tensor, gain: Tensor, eps: float) -> Tensor:

@@ -46,6 +46,11 @@ class Matrix:
         return self.values.shape[-1]
 
     @property
+    def planes(self) -> int:
+        """Numbers of such an element."""
+        return 1 if self.bits == 16 else 32 // self.bits
+
+    @property
     def nbytes(self) -> int:
         return self.values.nbytes + (0 if self.scales is None else self.scales.nbytes)
 

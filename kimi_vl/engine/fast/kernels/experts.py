@@ -18,7 +18,7 @@ from kimi_vl.engine.fast.kernels.operation import (
     wait_for_previous,
 )
 from kimi_vl.engine.fast.kernels.routing import Scratch, silu
-from kimi_vl.engine.fast.kernels.weight import dot, load_rows, load_scales, load_vector, multiply, planes_of
+from kimi_vl.engine.fast.kernels.weight import dot, load_rows, load_scales, load_vector, multiply
 from kimi_vl.engine.fast.weights import Mlp
 
 
@@ -33,15 +33,24 @@ def _pieces(units: int) -> dict[str, int]:
 
 
 @triton.jit
-def _load_pieces(matrix, scales, rows, UNITS: tl.constexpr, A: tl.constexpr, B: tl.constexpr, C: tl.constexpr):
+def _load_pieces(
+    matrix,
+    scales,
+    rows,
+    UNITS: tl.constexpr,
+    PLANES: tl.constexpr,
+    A: tl.constexpr,
+    B: tl.constexpr,
+    C: tl.constexpr,
+):
     """Whole rows of a matrix, in the pieces of `_pieces`, and their scales."""
     units_a, units_b, units_c = tl.arange(0, A), A + tl.arange(0, B), A + B + tl.arange(0, C)
     a = load_rows(matrix, rows, units_a, UNITS, False)
     b = load_rows(matrix, rows, units_b, UNITS, False)
     c = load_rows(matrix, rows, units_c, UNITS, A + B + C > UNITS)
-    scale_a = load_scales(scales, rows, units_a, UNITS, False)
-    scale_b = load_scales(scales, rows, units_b, UNITS, False)
-    scale_c = load_scales(scales, rows, units_c, UNITS, A + B + C > UNITS)
+    scale_a = load_scales(scales, rows, units_a, PLANES, UNITS, False)
+    scale_b = load_scales(scales, rows, units_b, PLANES, UNITS, False)
+    scale_c = load_scales(scales, rows, units_c, PLANES, UNITS, A + B + C > UNITS)
     return a, b, c, scale_a, scale_b, scale_c
 
 
@@ -51,10 +60,10 @@ def _multiply_pieces(
     vector,
     COLUMNS: tl.constexpr,
     UNITS: tl.constexpr,
+    PLANES: tl.constexpr,
     A: tl.constexpr,
     B: tl.constexpr,
     C: tl.constexpr,
-    PLANES: tl.constexpr,
 ):
     """The pieces times a vector in memory, each [rows, units] float32, to be summed over units."""
     a, b, c, scale_a, scale_b, scale_c = pieces
@@ -73,15 +82,16 @@ def _add_shared(
     rows,
     SHARED: tl.constexpr,
     UNITS: tl.constexpr,
+    PLANES: tl.constexpr,
     A: tl.constexpr,
     B: tl.constexpr,
     C: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    pieces = _load_pieces(shared_down, scales, rows, UNITS, A, B, C)
+    pieces = _load_pieces(shared_down, scales, rows, UNITS, PLANES, A, B, C)
     wait_for_previous(PDL)
     release_next(PDL)  # not earlier: the next kernel reads the chosen experts before it waits
-    a, b, c = _multiply_pieces(pieces, shared, SHARED, UNITS, A, B, C, planes_of(scales))
+    a, b, c = _multiply_pieces(pieces, shared, SHARED, UNITS, PLANES, A, B, C)
     tl.store(x + rows, tl.load(x + rows) + tl.sum(a, 1) + tl.sum(b, 1) + tl.sum(c, 1))
 
 
@@ -96,6 +106,7 @@ def _activate(
     rows,
     WIDTH: tl.constexpr,
     UNITS: tl.constexpr,
+    PLANES: tl.constexpr,
     BLOCK: tl.constexpr,
     INNER: tl.constexpr,
     PDL: tl.constexpr,
@@ -107,9 +118,9 @@ def _activate(
     gate_rows = tl.load(experts + slot).to(tl.int64) * (2 * INNER) + rows
     gate = load_rows(gate_up, gate_rows, units, UNITS, masked)
     up = load_rows(gate_up, gate_rows + INNER, units, UNITS, masked)
-    gate_scales = load_scales(scales, gate_rows, units, UNITS, masked)
-    up_scales = load_scales(scales, gate_rows + INNER, units, UNITS, masked)
-    vector = load_vector(hidden, units, planes_of(scales), WIDTH, masked)
+    gate_scales = load_scales(scales, gate_rows, units, PLANES, UNITS, masked)
+    up_scales = load_scales(scales, gate_rows + INNER, units, PLANES, UNITS, masked)
+    vector = load_vector(hidden, units, PLANES, WIDTH, masked)
     activation = silu(dot(gate, gate_scales, vector)) * dot(up, up_scales, vector)
     tl.store(activations + slot * INNER + rows, activation.to(activations.dtype.element_ty))
 
@@ -127,10 +138,12 @@ def _expand_kernel(
     activations,
     WIDTH: tl.constexpr,
     UNITS: tl.constexpr,
+    PLANES: tl.constexpr,
     BLOCK: tl.constexpr,
     INNER: tl.constexpr,
     SHARED: tl.constexpr,
     SHARED_UNITS: tl.constexpr,
+    SHARED_PLANES: tl.constexpr,
     A: tl.constexpr,
     B: tl.constexpr,
     C: tl.constexpr,
@@ -142,12 +155,14 @@ def _expand_kernel(
     down_programs: tl.constexpr = WIDTH // DOWN_ROWS
     if program < down_programs:
         rows = program * DOWN_ROWS + tl.arange(0, DOWN_ROWS)
-        _add_shared(x, shared_down, shared_down_scales, shared, rows, SHARED, SHARED_UNITS, A, B, C, PDL)
+        _add_shared(x, shared_down, shared_down_scales, shared, rows, SHARED, SHARED_UNITS, SHARED_PLANES, A, B, C, PDL)
     else:
         blocks: tl.constexpr = INNER // ROWS
         slot = (program - down_programs) // blocks
         lanes = (program - down_programs) % blocks * ROWS + tl.arange(0, ROWS)
-        _activate(hidden, experts, gate_up, gate_up_scales, activations, slot, lanes, WIDTH, UNITS, BLOCK, INNER, PDL)
+        _activate(
+            hidden, experts, gate_up, gate_up_scales, activations, slot, lanes, WIDTH, UNITS, PLANES, BLOCK, INNER, PDL
+        )
 
 
 def _launch_expand(x: Tensor, mlp: Mlp, work: Scratch) -> None:
@@ -167,10 +182,12 @@ def _launch_expand(x: Tensor, mlp: Mlp, work: Scratch) -> None:
         work.activations,
         WIDTH=width,
         UNITS=mlp.gate_up.units,
+        PLANES=mlp.gate_up.planes,
         BLOCK=triton.next_power_of_2(mlp.gate_up.units),
         INNER=inner,
         SHARED=shared,
         SHARED_UNITS=mlp.shared_down.units,
+        SHARED_PLANES=mlp.shared_down.planes,
         **_pieces(mlp.shared_down.units),
         DOWN_ROWS=down_rows,
         ROWS=rows,
@@ -202,6 +219,7 @@ def _contract_kernel(
     WIDTH: tl.constexpr,
     INNER: tl.constexpr,
     UNITS: tl.constexpr,
+    PLANES: tl.constexpr,
     A: tl.constexpr,
     B: tl.constexpr,
     C: tl.constexpr,
@@ -221,11 +239,11 @@ def _contract_kernel(
     sum_c = tl.zeros([ROWS, C], tl.float32)
     for slot in tl.static_range(CHOSEN):
         expert = tl.sum(tl.where(slots == slot, ids, 0))
-        pieces = _load_pieces(down, scales, expert * WIDTH + rows, UNITS, A, B, C)
+        pieces = _load_pieces(down, scales, expert * WIDTH + rows, UNITS, PLANES, A, B, C)
         if slot == 0:
             wait_for_previous(PDL)
         weight = tl.load(weights + slot)
-        a, b, c = _multiply_pieces(pieces, activations + slot * INNER, INNER, UNITS, A, B, C, planes_of(scales))
+        a, b, c = _multiply_pieces(pieces, activations + slot * INNER, INNER, UNITS, PLANES, A, B, C)
         sum_a += a * weight
         sum_b += b * weight
         sum_c += c * weight
@@ -247,6 +265,7 @@ def _launch_contract(x: Tensor, mlp: Mlp, work: Scratch) -> None:
         WIDTH=width,
         INNER=inner,
         UNITS=mlp.down.units,
+        PLANES=mlp.down.planes,
         **_pieces(mlp.down.units),
         CHOSEN=mlp.chosen,
         CHOSEN_BLOCK=triton.next_power_of_2(mlp.chosen),

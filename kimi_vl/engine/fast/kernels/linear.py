@@ -14,7 +14,7 @@ from kimi_vl.engine.fast.kernels.operation import (
     rms_norm,
     wait_for_previous,
 )
-from kimi_vl.engine.fast.kernels.weight import dot, load_rows, load_scales, load_vector, normalise, planes_of
+from kimi_vl.engine.fast.kernels.weight import dot, load_rows, load_scales, load_vector, normalise
 from kimi_vl.engine.fast.matrix import Matrix
 
 
@@ -27,21 +27,21 @@ def _norm_linear_kernel(
     out,
     COLUMNS: tl.constexpr,
     UNITS: tl.constexpr,
+    PLANES: tl.constexpr,
     BLOCK: tl.constexpr,
     ROWS: tl.constexpr,
     EPS: tl.constexpr,
     PDL: tl.constexpr,
 ):
     release_next(PDL)
-    planes: tl.constexpr = planes_of(scales)
     masked: tl.constexpr = BLOCK != UNITS
     units = tl.arange(0, BLOCK)
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    gains = load_vector(gain, units, planes, COLUMNS, masked)
+    gains = load_vector(gain, units, PLANES, COLUMNS, masked)
     tile = load_rows(weight, rows, units, UNITS, masked)
-    scale = load_scales(scales, rows, units, UNITS, masked)
+    scale = load_scales(scales, rows, units, PLANES, UNITS, masked)
     wait_for_previous(PDL)
-    hidden = normalise(load_vector(x, units, planes, COLUMNS, masked), gains, COLUMNS, EPS)
+    hidden = normalise(load_vector(x, units, PLANES, COLUMNS, masked), gains, COLUMNS, EPS)
     tl.store(out + rows, dot(tile, scale, hidden))
 
 
@@ -57,6 +57,7 @@ def _launch_norm_linear(x: Tensor, gain: Tensor, weight: Matrix, out: Tensor, ep
         out,
         COLUMNS=columns,
         UNITS=weight.units,
+        PLANES=weight.planes,
         BLOCK=triton.next_power_of_2(weight.units),
         ROWS=rows,
         EPS=eps,
@@ -89,6 +90,7 @@ def _linear_add_kernel(
     a,
     COLUMNS: tl.constexpr,
     UNITS: tl.constexpr,
+    PLANES: tl.constexpr,
     BLOCK: tl.constexpr,
     ROWS: tl.constexpr,
     PDL: tl.constexpr,
@@ -98,9 +100,9 @@ def _linear_add_kernel(
     units = tl.arange(0, BLOCK)
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     tile = load_rows(weight, rows, units, UNITS, masked)
-    scale = load_scales(scales, rows, units, UNITS, masked)
+    scale = load_scales(scales, rows, units, PLANES, UNITS, masked)
     wait_for_previous(PDL)
-    vector = load_vector(a, units, planes_of(scales), COLUMNS, masked)
+    vector = load_vector(a, units, PLANES, COLUMNS, masked)
     tl.store(x + rows, tl.load(x + rows) + dot(tile, scale, vector))
 
 
@@ -115,6 +117,7 @@ def _launch_linear_add(x: Tensor, weight: Matrix, a: Tensor) -> None:
         a,
         COLUMNS=columns,
         UNITS=weight.units,
+        PLANES=weight.planes,
         BLOCK=triton.next_power_of_2(weight.units),
         ROWS=rows,
         **launch_options(x, tile.warps),

@@ -17,7 +17,7 @@ from kimi_vl.engine.fast.kernels.operation import (
     wait_for_previous,
 )
 from kimi_vl.engine.fast.kernels.prompt_routing import choose
-from kimi_vl.engine.fast.kernels.weight import dot, load_rows, load_scales, load_vector, normalise, planes_of
+from kimi_vl.engine.fast.kernels.weight import dot, load_rows, load_scales, load_vector, normalise
 from kimi_vl.engine.fast.weights import Mlp
 
 
@@ -89,20 +89,20 @@ def _activate_shared(
     SHARED,
     COLUMNS: tl.constexpr,
     UNITS: tl.constexpr,
+    PLANES: tl.constexpr,
     BLOCK: tl.constexpr,
     EPS: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    planes: tl.constexpr = planes_of(scales)
     masked: tl.constexpr = BLOCK != UNITS
     units = tl.arange(0, BLOCK)
-    gains = load_vector(gain, units, planes, COLUMNS, masked)
+    gains = load_vector(gain, units, PLANES, COLUMNS, masked)
     gate = load_rows(gate_up, rows, units, UNITS, masked)
     up = load_rows(gate_up, SHARED + rows, units, UNITS, masked)
-    gate_scales = load_scales(scales, rows, units, UNITS, masked)
-    up_scales = load_scales(scales, SHARED + rows, units, UNITS, masked)
+    gate_scales = load_scales(scales, rows, units, PLANES, UNITS, masked)
+    up_scales = load_scales(scales, SHARED + rows, units, PLANES, UNITS, masked)
     wait_for_previous(PDL)
-    vector = normalise(load_vector(x, units, planes, COLUMNS, masked), gains, COLUMNS, EPS)
+    vector = normalise(load_vector(x, units, PLANES, COLUMNS, masked), gains, COLUMNS, EPS)
     activation = silu(dot(gate, gate_scales, vector)) * dot(up, up_scales, vector)
     tl.store(shared + rows, activation.to(shared.dtype.element_ty))
 
@@ -128,6 +128,7 @@ def _route_kernel(
     COLUMNS: tl.constexpr,
     BLOCK: tl.constexpr,
     UNITS: tl.constexpr,
+    PLANES: tl.constexpr,
     UNITS_BLOCK: tl.constexpr,
     ROWS: tl.constexpr,
     FACTOR: tl.constexpr,
@@ -152,7 +153,9 @@ def _route_kernel(
             tl.store(arrived, 0)
     else:
         rows = (program - EXPERTS) * ROWS + tl.arange(0, ROWS)
-        _activate_shared(x, gain, shared_gate_up, scales, shared, rows, SHARED, COLUMNS, UNITS, UNITS_BLOCK, EPS, PDL)
+        _activate_shared(
+            x, gain, shared_gate_up, scales, shared, rows, SHARED, COLUMNS, UNITS, PLANES, UNITS_BLOCK, EPS, PDL
+        )
 
 
 def _launch_route(x: Tensor, mlp: Mlp, work: Scratch) -> None:
@@ -180,6 +183,7 @@ def _launch_route(x: Tensor, mlp: Mlp, work: Scratch) -> None:
         COLUMNS=columns,
         BLOCK=triton.next_power_of_2(columns),
         UNITS=mlp.shared_gate_up.units,
+        PLANES=mlp.shared_gate_up.planes,
         UNITS_BLOCK=triton.next_power_of_2(mlp.shared_gate_up.units),
         ROWS=rows,
         FACTOR=mlp.factor,

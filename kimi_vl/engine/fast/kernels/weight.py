@@ -2,7 +2,7 @@
 """How decoding kernels read a Matrix of 16, 8 or 4 bits, and multiply it with a vector.
 
 They read tiles of its `values`, in units: numbers of 16 bits, or words that hold several (see quantise.py). A vector is
-then a tuple of as many planes as a unit has numbers, each plane with one for every unit.
+then a tuple of as many planes as a unit has numbers (PLANES: 1, 4 or 8), each with one for every unit.
 """
 
 import triton
@@ -21,25 +21,16 @@ def load_rows(matrix, rows, units, UNITS: tl.constexpr, MASKED: tl.constexpr):
 
 
 @triton.jit
-def load_scales(scales, rows, units, UNITS: tl.constexpr, MASKED: tl.constexpr, WORDS: tl.constexpr = WORDS):
+def load_scales(
+    scales, rows, units, PLANES: tl.constexpr, UNITS: tl.constexpr, MASKED: tl.constexpr, WORDS: tl.constexpr = WORDS
+):
     """The scales of such a tile: 1 of 16 bits, [rows] of 8, [rows, units] of 4."""
-    if scales is None:
+    if PLANES == 1:
         return 1.0
-    elif scales.dtype.element_ty == tl.float32:
+    elif PLANES == 4:
         return tl.load(scales + rows)
     else:
         return load_rows(scales, rows, units // WORDS, UNITS // WORDS, MASKED).to(tl.float32)
-
-
-@triton.jit
-def planes_of(scales):
-    """How many numbers a unit of the matrix with these scales has."""
-    if scales is None:
-        return 1
-    elif scales.dtype.element_ty == tl.float32:
-        return 4
-    else:
-        return 8
 
 
 @triton.jit

@@ -21,7 +21,7 @@ class Matrix:
     @classmethod
     def of(cls, values: Tensor) -> "Matrix":
         """Of 16 bits: [..., rows, columns] of a floating type, not copied."""
-        return cls(values, values.shape[-1])
+        return cls(values.detach(), values.shape[-1])
 
     @classmethod
     def empty(cls, shape: tuple[int, ...], bits: int, device: torch.device, dtype: torch.dtype) -> "Matrix":

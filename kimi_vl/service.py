@@ -13,6 +13,7 @@ import torch
 
 from kimi_vl.engine.base import Engine, Generation, SamplingParams
 from kimi_vl.engine.reference import ReferenceEngine
+from kimi_vl.errors import Misconfigured
 from kimi_vl.model.checkpoint import load_model
 from kimi_vl.model.fetch import fetch
 from kimi_vl.model.variants import Variant, fetchable, find_model
@@ -126,7 +127,7 @@ class Service:
         progress(f"Loading {settings.model} on {_device_name(device)}")
         if variant.notice:
             progress(variant.notice)
-        return cls(settings, variant, *load(folder, device, progress))
+        return cls(settings, variant, *load(folder, device, settings.quantization, progress))
 
     def answer(self, request: Request) -> Answer:
         """Checks a request, reads its pictures and starts to answer it.
@@ -165,19 +166,26 @@ class Service:
         self._pool.shutdown(cancel_futures=True)
 
 
-def load(folder: Path, device: torch.device, progress: Callable[[str], None]) -> tuple[KimiVLProcessor, Engine]:
+def load(
+    folder: Path, device: torch.device, quantization: str, progress: Callable[[str], None]
+) -> tuple[KimiVLProcessor, Engine]:
     """The processor of a checkpoint folder, and the fastest engine that runs on a device.
 
     Raises:
-        Misconfigured: the folder cannot be used, or the device has too little memory free.
+        Misconfigured: the folder cannot be used, the quantization has no such name or needs another device, or not even
+            a short context fits in the device's memory.
     """
     if device.type == "cuda" and torch.cuda.get_device_capability(device) >= FAST_CAPABILITY:
         from kimi_vl.engine.fast.engine import FastEngine  # its kernels take long to import
         from kimi_vl.engine.fast.loading import load_network
 
-        network = load_network(folder, device, torch.bfloat16, progress)
+        network = load_network(folder, device, torch.bfloat16, quantization, progress)
         processor = KimiVLProcessor.from_pretrained(folder)
         return processor, FastEngine(network, answer_prefix(processor.tokenizer))
+    if quantization not in ("auto", "none"):
+        raise Misconfigured(
+            f"KIMI_VL_QUANTIZATION={quantization} needs a CUDA GPU of compute capability 8.0 or newer; unset it"
+        )
     progress(
         "The fast engine needs a CUDA GPU of compute capability 8.0 or newer; "
         f"answering with the reference engine on {_device_name(device)}"

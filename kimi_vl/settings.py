@@ -26,6 +26,11 @@ class Settings:
     weights_dir: str = _setting(
         "", "Where downloaded models are put and looked for; the server fetches an absent one into it."
     )
+    quantization: str = _setting(
+        "auto",
+        "Bits of the decoder's weights on a GPU: none (16), int8, int4 (of the experts, else 8), or auto: the first of "
+        "these with which a context of 32,768 tokens fits in the GPU's memory.",
+    )
     max_images: int = _setting(8, "Most pictures in a request.")
     max_image_bytes: int = _setting(20_000_000, "Largest picture file, in bytes.")
     max_image_pixels: int = _setting(64_000_000, "Largest picture, in pixels (width times height).")

@@ -23,6 +23,7 @@ from bench.ready import ready
 from bench.report import Report
 from bench.subject import ENGINES, Subject, load, machine, make_engine
 
+from kimi_vl.engine.fast.scheme import SCHEMES
 from kimi_vl.model.modeling import KimiVLForConditionalGeneration
 from kimi_vl.prompt.processor import KimiVLProcessor
 
@@ -40,6 +41,14 @@ def arguments() -> argparse.Namespace:
     add = parser.add_argument
     add("--weights", default="random", help="random (full size), tiny, or a checkpoint folder (default: %(default)s)")
     add("--engine", choices=ENGINES, default="fast", help="what is measured (default: %(default)s)")
+    add(
+        "--quantization",
+        nargs="+",
+        choices=SCHEMES,
+        default=["none"],
+        help="bits of the fast engine's weights; with those after the first only decoding is measured, "
+        "at the first context (default: none)",
+    )
     add("--contexts", type=int, nargs="*", default=CONTEXTS, help="for decoding (default: %(default)s)")
     add("--prompts", type=int, nargs="*", default=PROMPTS, help="for prefill (default: %(default)s)")
     album: dict[str, Any] = {"type": Album.parse, "metavar": "NxWxH"}
@@ -52,17 +61,22 @@ def arguments() -> argparse.Namespace:
     given = parser.parse_args()
     if given.tokens <= SKIPPED + 1:
         parser.error(f"--tokens must be more than {SKIPPED + 1}: the first ones are not counted")
+    if len(given.quantization) > 1 and not given.contexts:
+        parser.error("--quantization with several names takes the first of --contexts")
     return given
 
 
 def measure(given: argparse.Namespace) -> Report:
     """Everything, the engine's start first, while the GPU's memory is free, then transformers, then the engine."""
-    started = ready(given.weights, given.asked, min(given.repeats, READY_RUNS)) if given.engine == "fast" else []
+    first, *others = given.quantization
+    runs = min(given.repeats, READY_RUNS)
+    started = ready(given.weights, first, given.asked, runs) if given.engine == "fast" else []
     device = machine()
     model, processor = load(given.weights, device)
     ceilings = measure_ceilings(device, model.dtype)
     beside = [] if given.engine == "reference" else run(given, "reference", model, processor, ceilings)[0]
     figures, experts = run(given, given.engine, model, processor, ceilings)
+    quantised = {name: decoded(given, name, model, processor, ceilings) for name in others}
     return Report(
         command=shlex.join(sys.argv),
         machine=torch.cuda.get_device_name(device) if device.type == "cuda" else "the CPU",
@@ -72,12 +86,14 @@ def measure(given: argparse.Namespace) -> Report:
         },
         weights=given.weights,
         engine=given.engine,
+        quantization=first,
         ceilings=ceilings,
         distinct_experts=experts,
         experts=model.config.text_config.n_routed_experts,
         decoded=given.tokens,
         figures=started + figures,
         transformers=beside,
+        quantised=quantised,
     )
 
 
@@ -90,7 +106,7 @@ def run(
 ) -> tuple[list[Figure], list[int]]:
     """All figures of one engine for which it has the memory, and of the fast one the distinct experts of each layer."""
     gc.collect()  # what another engine held
-    engine = make_engine(name, model, processor)
+    engine = make_engine(name, model, processor, given.quantization[0])
     tokens, repeats, longest = given.tokens, given.repeats, engine.context_length
     if name == "reference":
         tokens, repeats = min(tokens, REFERENCE_TOKENS), min(repeats, REFERENCE_RUNS)
@@ -102,6 +118,22 @@ def run(
         figures += [encode(subject, album) for album in given.pictures]
         figures += first_token(subject, given.asked)
         return figures, distinct_experts(subject.fast, model, tokens) if subject.fast else []
+    finally:
+        engine.close()
+
+
+def decoded(
+    given: argparse.Namespace,
+    quantization: str,
+    model: KimiVLForConditionalGeneration,
+    processor: KimiVLProcessor,
+    ceilings: Ceilings,
+) -> Figure:
+    """A token of the fast engine at the first of the contexts, with weights of other bits."""
+    gc.collect()
+    engine = make_engine("fast", model, processor, quantization)
+    try:
+        return decode(Subject(model, processor, engine, ceilings, given.tokens, given.repeats), given.contexts[0])
     finally:
         engine.close()
 

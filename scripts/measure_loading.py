@@ -24,14 +24,22 @@ from bench.subject import machine
 from safetensors.torch import load_file
 
 from kimi_vl.engine.fast.loading import load_network
+from kimi_vl.engine.fast.network import Network
 from kimi_vl.model.checkpoint import load_model
 
 LOADERS: dict[str, Callable[[Path, torch.device], object]] = {
-    "load_network": lambda folder, device: load_network(folder, device, torch.bfloat16, lambda line: None),
+    "load_network": lambda folder, device: fast(folder, device, "none"),
+    "load_network, int8": lambda folder, device: fast(folder, device, "int8"),
+    "load_network, int4": lambda folder, device: fast(folder, device, "int4"),
     "transformers": lambda folder, device: load_model(folder, device, torch.bfloat16),
     "safetensors": lambda folder, device: [load_file(path, str(device)) for path in files(folder)],
     "only reading": lambda folder, device: read(files(folder)),
 }
+
+
+def fast(folder: Path, device: torch.device, quantization: str) -> Network:
+    """The fast engine's loader."""
+    return load_network(folder, device, torch.bfloat16, quantization, lambda line: None)
 
 
 def files(folder: Path) -> list[Path]:

@@ -33,7 +33,7 @@ STARTS = {  # one after another, with one folder for Triton's cache, which is em
 PROMPT = ModelInputs(torch.arange(64)[None])
 
 
-def once(engine_name: str, folder: Path, started: float) -> dict[str, float]:
+def once(engine_name: str, folder: Path, quantization: str, started: float) -> dict[str, float]:
     """Seconds from a moment to the end of each step, in this process."""
     passed = {"imported": time() - started}
     device = machine()
@@ -43,7 +43,7 @@ def once(engine_name: str, folder: Path, started: float) -> dict[str, float]:
             passed["loaded"] = time() - started
 
     if engine_name == "fast":
-        engine = service.load(folder, device, note)[1]
+        engine = service.load(folder, device, quantization, note)[1]
     else:
         engine = ReferenceEngine(load_model(folder, device, torch.bfloat16))
         passed["loaded"] = time() - started
@@ -53,14 +53,15 @@ def once(engine_name: str, folder: Path, started: float) -> dict[str, float]:
     return passed
 
 
-def measure(folder: Path, repeats: int) -> None:
+def measure(folder: Path, quantization: str, repeats: int) -> None:
     """Prints a row for each start: medians, and the spread of what matters most."""
     print(f"| | {' | '.join(STEPS)} | ready, from - to |\n|{'---|' * (len(STEPS) + 2)}")
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in STARTS}
     for _ in range(repeats):
         with TemporaryDirectory() as cache:
             for name, engine in STARTS.items():
-                command = [sys.executable, __file__, str(folder), "--once", engine, "--started", str(time())]
+                command = [sys.executable, __file__, str(folder), "--quantization", quantization, "--once", engine]
+                command += ["--started", str(time())]
                 environment = {**os.environ, "TRITON_CACHE_DIR": cache}
                 output = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True, text=True).stdout
                 runs[name].append(json.loads(output.splitlines()[-1]))
@@ -74,6 +75,7 @@ def main() -> None:
     """Measures and prints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, nargs="?", help="a checkpoint folder (default: random weights)")
+    parser.add_argument("--quantization", default="none", help="of the fast engine (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=3, help="of every start (default: %(default)s)")
     parser.add_argument("--once", choices=sorted(set(STARTS.values())), help="one start, in this process; prints JSON")
     parser.add_argument("--started", type=float, help="when this process was started, in seconds since 1970")
@@ -81,13 +83,13 @@ def main() -> None:
     if not (given.once or torch.cuda.is_available()):
         parser.error("this is measured on a CUDA GPU")
     if given.once:
-        print(json.dumps(once(given.once, given.folder, given.started)))
+        print(json.dumps(once(given.once, given.folder, given.quantization, given.started)))
     elif given.folder:
-        measure(given.folder, given.repeats)
+        measure(given.folder, given.quantization, given.repeats)
     else:
         with TemporaryDirectory() as folder:
             save_random(Path(folder), machine())
-            measure(Path(folder), given.repeats)
+            measure(Path(folder), given.quantization, given.repeats)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ each stays while the next is tried. What it prints goes into TILES in kimi_vl/en
 """
 
 import argparse
+from collections.abc import Iterator
 from itertools import pairwise
 from statistics import median
 
@@ -14,10 +15,13 @@ from bench.full_size import random_model
 from kimi_vl.engine.base import SamplingParams
 from kimi_vl.engine.fast.decode import Decoder
 from kimi_vl.engine.fast.kernels.operation import TILES, Tile
+from kimi_vl.engine.fast.scheme import SCHEMES, Scheme
 from kimi_vl.engine.fast.weights import Weights
 
 CONTEXT = 1024
-ELEMENTS, WARPS = (1024, 2048, 4096, 8192, 16384), (2, 4, 8)
+ELEMENTS, WARPS = (1024, 2048, 4096, 8192, 16384, 32768), (1, 2, 4, 8)
+MOST = 256  # numbers of a thread; with more it would take long to compile, and be slow
+EXPERTS = ("shared_gate_up", "shared_down", "gate_up", "down")
 
 
 def step_milliseconds(weights: Weights, cache: torch.Tensor, rotary: torch.Tensor, steps: int = 40) -> float:
@@ -34,25 +38,39 @@ def step_milliseconds(weights: Weights, cache: torch.Tensor, rotary: torch.Tenso
     return median(a.elapsed_time(b) for a, b in pairwise(marks[8:]))
 
 
+def candidates() -> Iterator[Tile]:
+    """The tiles that are tried."""
+    for elements in ELEMENTS:
+        yield from (Tile(elements, warps) for warps in WARPS if elements <= 32 * warps * MOST)
+
+
+def bits(name: str, scheme: Scheme) -> int:
+    """Of most matrices with a name."""
+    return scheme.experts if name in EXPERTS else scheme.others
+
+
 @torch.inference_mode()
 def main() -> None:
     """Tries every candidate of every matrix."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "names", nargs="*", choices=list(TILES), default=list(TILES), help=f"which of {', '.join(TILES)} (default: all)"
-    )
-    names = parser.parse_args().names
-    weights = Weights.of(random_model(torch.device("cuda"), torch.bfloat16, media_id=163605))
+    names = list(dict.fromkeys(name for name, _ in TILES))
+    add = parser.add_argument
+    add("names", nargs="*", choices=names, default=names, help=f"which of {', '.join(names)} (default: all)")
+    add("--quantization", choices=SCHEMES, default="none", help="bits of the weights (default: %(default)s)")
+    given = parser.parse_args()
+    scheme = SCHEMES[given.quantization]
+    model = random_model(torch.device("cuda"), torch.bfloat16, media_id=163605)
+    weights = Weights.of(model).quantised(scheme)
     cache = torch.randn(len(weights.layers), 2 * CONTEXT, weights.row, device="cuda", dtype=torch.bfloat16)
     rotary = weights.rotary(2 * CONTEXT)
     print(f"as it is: {step_milliseconds(weights, cache, rotary):.3f} ms", flush=True)
-    for name in names:
-        times = {}
-        for tile in (Tile(elements, warps) for elements in ELEMENTS for warps in WARPS):
-            TILES[name] = tile
+    for name in given.names:
+        key, times = (name, bits(name, scheme)), {}
+        for tile in candidates():
+            TILES[key] = tile
             times[tile] = step_milliseconds(weights, cache, rotary)
-        TILES[name] = min(times, key=lambda tile: times[tile])
-        print(f'"{name}": {TILES[name]},  # {times[TILES[name]]:.3f} ms a step, others to {max(times.values()):.3f}')
+        TILES[key] = min(times, key=lambda tile: times[tile])
+        print(f"{key}: {TILES[key]},  # {times[TILES[key]]:.3f} ms a step, others to {max(times.values()):.3f}")
 
 
 if __name__ == "__main__":

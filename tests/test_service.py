@@ -216,8 +216,8 @@ def test_of_a_model_that_does_not_think_everything_is_answer() -> None:
     [
         ("cpu", (9, 0), "ReferenceEngine of a model"),
         ("cuda", (7, 5), "ReferenceEngine of a model"),
-        ("cuda", (8, 0), "FastEngine of a network"),
-        ("cuda", (10, 0), "FastEngine of a network"),
+        ("cuda", (8, 0), "FastEngine of auto bits"),
+        ("cuda", (10, 0), "FastEngine of auto bits"),
     ],
 )
 def test_the_engine_is_the_fastest_that_the_device_runs(
@@ -228,13 +228,19 @@ def test_the_engine_is_the_fastest_that_the_device_runs(
     monkeypatch.setattr("kimi_vl.service.load_model", lambda folder, device, dtype: "a model")
     monkeypatch.setattr("kimi_vl.service.ReferenceEngine", lambda model: f"ReferenceEngine of {model}")
     fast = "kimi_vl.engine.fast"
-    monkeypatch.setattr(f"{fast}.loading.load_network", lambda folder, device, dtype, progress: "a network")
+    monkeypatch.setattr(f"{fast}.loading.load_network", lambda folder, device, dtype, bits, progress: f"{bits} bits")
     monkeypatch.setattr(f"{fast}.engine.FastEngine", lambda network, prefix: f"FastEngine of {network}")
     lines: list[str] = []
-    _, engine = load(WEIGHTS / "tiny", torch.device(device), lines.append)
+    _, engine = load(WEIGHTS / "tiny", torch.device(device), "auto", lines.append)
     made: object = engine
     assert made == name
     assert len(lines) == name.startswith("ReferenceEngine")
+
+
+@pytest.mark.parametrize("quantization", ["int8", "fp8"])
+def test_the_reference_engine_takes_no_other_bits(quantization: str) -> None:
+    with pytest.raises(Misconfigured, match=f"KIMI_VL_QUANTIZATION={quantization} needs a CUDA GPU"):
+        Service.load(Settings(model="tiny", quantization=quantization))
 
 
 def test_the_shipped_model_says_what_it_is() -> None:

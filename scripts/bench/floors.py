@@ -3,14 +3,18 @@
 from collections.abc import Sequence
 from math import prod
 
+from kimi_vl.engine.fast.weights import Weights
 from kimi_vl.model.modeling import KimiVLForConditionalGeneration
 
 
-def token_bytes(model: KimiVLForConditionalGeneration, context: int) -> int:
+def token_bytes(weights: Weights, context: int) -> float:
     """Bytes that must be read to decode one token: its share of the weights, and the latent cache."""
-    text, head = model.config.text_config, model.lm_head.weight
-    row = (text.kv_lora_rank + text.qk_rope_head_dim) * head.element_size()
-    return head.nbytes + _weights_of_a_token(model) * head.element_size() + text.num_hidden_layers * row * context
+    experts = sum(mlp.gate_up.nbytes + mlp.down.nbytes for _, mlp in weights.layers)
+    chosen = sum(
+        (mlp.gate_up.nbytes + mlp.down.nbytes) * mlp.chosen / len(mlp.router) for _, mlp in weights.layers if mlp.chosen
+    )
+    row = weights.row * weights.embeddings.element_size()
+    return weights.nbytes - weights.embeddings.nbytes - experts + chosen + len(weights.layers) * row * context
 
 
 def prompt_operations(model: KimiVLForConditionalGeneration, length: int) -> float:

@@ -26,7 +26,7 @@ def decode(subject: Subject, context: int) -> Figure:
         times = arrivals(subject.engine, text_inputs(model, context, number), sampling(model, tokens))
         return (times[-1] - times[SKIPPED]) / (len(times) - 1 - SKIPPED)
 
-    floor = token_bytes(model, context + tokens // 2) / subject.ceilings.bandwidth
+    floor = token_bytes(subject.weights, context + tokens // 2) / subject.ceilings.bandwidth
     figure = subject.measure(f"decode, a token at context {context:,}", run, floor, context)
     fastest = min(figure.values)
     if fastest < floor:

@@ -1,8 +1,8 @@
 """What a run of the benchmark found, as Markdown and as JSON."""
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 
 from bench.ceilings import Ceilings
 from bench.figure import Figure
@@ -19,29 +19,35 @@ class Report:
     versions: dict[str, str]
     weights: str
     engine: str
+    quantization: str  # of the weights that it reads
     ceilings: Ceilings
     distinct_experts: list[int]  # of each layer that has a router, while tokens were decoded
     experts: int  # of such a layer
     decoded: int  # those tokens
     figures: list[Figure]  # of the engine
     transformers: list[Figure]  # of generate() and the network's modules
+    quantised: dict[str, Figure]  # a decoded token with weights of other bits
 
     def json(self) -> str:
         """The fields, and of each figure what follows from it."""
         kept = asdict(self)
         for name in ("figures", "transformers"):
             kept[name] = [{**asdict(figure), "median": figure.median} for figure in getattr(self, name)]
+        kept["quantised"] = {name: {**asdict(fig), "median": fig.median} for name, fig in self.quantised.items()}
         return json.dumps(kept, indent=1) + "\n"
 
     def markdown(self) -> str:
         """The table and what has no place in it."""
         versions = ", ".join(f"{name} {version}" for name, version in self.versions.items())
         lines = [
-            f"{self.weights} weights, {self.engine} engine, {self.machine}, {versions}.",
+            f"{self.weights} weights, quantization {self.quantization}, {self.engine} engine, "
+            f"{self.machine}, {versions}.",
             f"Read bandwidth {self.ceilings.bandwidth / 1e12:.2f} TB/s, matrix products "
             f"{self.ceilings.rate / 1e12:.0f} TFLOP/s. The peak is of GPU memory above weights and cache.",
             table(self.figures, self.transformers),
             slowdown(self.figures),
+            table(self._renamed(), []) if self.quantised else "",
+            speedup(self.quantization, self.figures, self.quantised),
         ]
         if self.distinct_experts:
             fewest, most = min(self.distinct_experts), max(self.distinct_experts)
@@ -49,6 +55,9 @@ class Report:
                 f"Distinct experts a layer in {self.decoded:,} decoded tokens: {fewest} to {most} of {self.experts}."
             )
         return "\n\n".join(line for line in lines if line)
+
+    def _renamed(self) -> list[Figure]:
+        return [replace(figure, name=f"{figure.name}, {name}") for name, figure in self.quantised.items()]
 
 
 def table(figures: Sequence[Figure], beside: Sequence[Figure]) -> str:
@@ -66,6 +75,17 @@ def slowdown(figures: Sequence[Figure]) -> str:
     first, *rest = decoded
     shares = [f"{figure.median / first.median - 1:.1%} at {figure.context:,}" for figure in rest]
     return f"A token takes longer than at context {first.context:,} by {', '.join(shares)}."
+
+
+def speedup(quantization: str, figures: Sequence[Figure], quantised: Mapping[str, Figure]) -> str:
+    """How many times as fast a token comes with weights of other bits, at the same context."""
+    times = {figure.context: figure.median for figure in figures if figure.context}
+    shares = [
+        f"with {name} {times[other.context] / other.median:.2f} times"
+        for name, other in quantised.items()
+        if other.context in times
+    ]
+    return f"A token comes, against {quantization}, {', '.join(shares)} as fast." if shares else ""
 
 
 def _cells(figure: Figure, other: Figure | None) -> list[str]:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 
@@ -11,7 +12,10 @@ from bench.figure import Figure
 from bench.full_size import random_model
 from kimi_vl.engine.base import Engine
 from kimi_vl.engine.fast.engine import FastEngine
+from kimi_vl.engine.fast.matrix import Matrix
 from kimi_vl.engine.fast.network import Network
+from kimi_vl.engine.fast.scheme import SCHEMES
+from kimi_vl.engine.fast.weights import Weights, parts
 from kimi_vl.engine.reference import ReferenceEngine
 from kimi_vl.model.checkpoint import load_model
 from kimi_vl.model.modeling import KimiVLForConditionalGeneration
@@ -40,6 +44,11 @@ class Subject:
         """The engine, if it is the fast one."""
         return self.engine if isinstance(self.engine, FastEngine) else None
 
+    @cached_property
+    def weights(self) -> Weights:
+        """What the engine reads."""
+        return self.fast.weights if self.fast else Weights.of(self.model)
+
     def measure(self, name: str, run: Callable[[int], float], floor: float = 0.0, context: int = 0) -> Figure:
         """A figure of runs that are numbered from 0 and return their seconds; the first one warms up."""
         forget_peak()
@@ -58,9 +67,11 @@ def peak_above(model: KimiVLForConditionalGeneration, engine: Engine) -> int:
     """Most bytes of GPU memory that were allocated at once, without weights and latent cache."""
     if not torch.cuda.is_available():
         return 0
-    weights = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
-    cache = engine.cache.nbytes if isinstance(engine, FastEngine) else 0
-    return torch.cuda.max_memory_allocated() - weights - cache
+    kept = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+    if isinstance(engine, FastEngine):
+        kept += engine.cache.nbytes
+        kept += sum(part.nbytes for part in parts(engine.weights) if isinstance(part, Matrix) and part.bits < 16)
+    return torch.cuda.max_memory_allocated() - kept
 
 
 def machine() -> torch.device:
@@ -78,8 +89,11 @@ def load(weights: str, device: torch.device) -> tuple[KimiVLForConditionalGenera
     return load_model(folder, device, dtype), processor
 
 
-def make_engine(name: str, model: KimiVLForConditionalGeneration, processor: KimiVLProcessor) -> Engine:
-    """One of ENGINES."""
+def make_engine(
+    name: str, model: KimiVLForConditionalGeneration, processor: KimiVLProcessor, quantization: str = "none"
+) -> Engine:
+    """One of ENGINES; the fast one with the bits of one of SCHEMES."""
     if name == "reference":
         return ReferenceEngine(model)
-    return FastEngine(Network.of(model), answer_prefix(processor.tokenizer))
+    network = Network.of(model).quantised(SCHEMES[quantization])
+    return FastEngine(network, answer_prefix(processor.tokenizer))

@@ -1,32 +1,28 @@
 """On a CUDA GPU: the fast engine at full size against float32, and against the reference engine with the tiny model."""
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
-from random import Random
 from typing import Any
 
 import pytest
 import torch
 from bench.full_size import random_model
-from tiny.pictures import Fonts
-from tiny.questions import FAMILIES, make
 from torch import Tensor
 
 from kimi_vl.engine.base import ModelInputs, SamplingParams
 from kimi_vl.engine.fast.engine import FastEngine
 from kimi_vl.engine.fast.kernels.operation import is_hopper
-from kimi_vl.engine.fast.kernels.prompt_routing import choose
 from kimi_vl.engine.fast.network import Network
 from kimi_vl.engine.fast.prefill import prefill
 from kimi_vl.engine.reference import ReferenceEngine
 from kimi_vl.model.checkpoint import load_model
 from kimi_vl.model.modeling import KimiVLForConditionalGeneration
 from kimi_vl.model.variants import WEIGHTS
-from kimi_vl.prompt.chat import answer_prefix, question, render
-from kimi_vl.prompt.processor import KimiVLProcessor
+from kimi_vl.prompt.chat import answer_prefix
+from tests.gpu.errors import fast_error, random_ids, relative_error
 from tests.gpu.float32 import chosen_experts, last_logits
+from tests.tiny_questions import GREEDY, asked, is_right, processor
 
 pytestmark = pytest.mark.gpu
 CUDA = torch.device("cuda")
@@ -45,14 +41,6 @@ def full_engine(full_size: KimiVLForConditionalGeneration) -> Iterator[FastEngin
     engine = FastEngine(Network.of(full_size))
     yield engine
     engine.close()
-
-
-def random_ids(length: int) -> Tensor:
-    return torch.randint(0, 160_000, (1, length), generator=torch.Generator().manual_seed(length))
-
-
-def relative_error(got: Tensor, wanted: Tensor) -> float:
-    return float((got.float() - wanted).norm() / wanted.norm())
 
 
 def transformers_error(model: KimiVLForConditionalGeneration, engine: FastEngine, ids: Tensor) -> float:
@@ -77,36 +65,6 @@ def transformers_error(model: KimiVLForConditionalGeneration, engine: FastEngine
     return relative_error(
         logits, last_logits(engine.weights, ids[0].to(logits.device), [chosen[i] for i in sorted(chosen)])
     )
-
-
-def fast_error(engine: FastEngine, ids: Tensor, decoded: int, monkeypatch: pytest.MonkeyPatch) -> float:
-    """Of the fast engine, the last `decoded` tokens step by step, against float32 with the experts that it chose."""
-    chosen: list[list[Tensor]] = [[] for _, mlp in engine.weights.layers[:-1] if mlp.chosen]
-    calls = iter(range(10**9))
-
-    def note(hidden: Tensor, mlp: Any, experts: Tensor, *rest: Tensor) -> None:
-        choose(hidden, mlp, experts, *rest)
-        chosen[next(calls) % len(chosen)].append(experts.long())
-
-    with torch.inference_mode(), monkeypatch.context() as patch:
-        patch.setattr("kimi_vl.engine.fast.prefill.choose", note)
-        patch.setattr(engine._graphs, "run", lambda x, start: None)  # which would not say what they choose
-        length = ids.shape[1]
-        if length > decoded:
-            engine._seen = None
-            engine._read(ModelInputs(ids[:, : length - decoded]))
-        for place in range(max(0, length - decoded), length):
-            engine.decoder._buffers.x.copy_(engine.weights.embeddings[ids[0, place]])
-            engine.decoder.position.fill_(place)
-            engine.decoder.forward()
-            steps = [e for e, (_, mlp) in zip(engine.decoder.experts, engine.weights.layers, strict=True) if mlp.chosen]
-            for layer, step in zip(chosen, steps[:-1], strict=True):
-                layer.append(step[None].long().clone())
-        of_last_layer = torch.zeros(length, engine.decoder.experts.shape[1], dtype=torch.int64, device=CUDA)
-        of_last_layer[-1] = engine.decoder.experts[-1]  # the only token for which that layer was run to its end
-        experts = [*(torch.cat(layer) for layer in chosen), of_last_layer]
-        wanted = last_logits(engine.weights, ids[0].to(engine.cache.device), experts)
-    return relative_error(engine.decoder.logits, wanted)
 
 
 @pytest.mark.parametrize("context", CONTEXTS)
@@ -177,23 +135,6 @@ def tiny() -> KimiVLForConditionalGeneration:
     return load_model(WEIGHTS / "tiny", CUDA, torch.bfloat16)
 
 
-processor = KimiVLProcessor.from_pretrained(WEIGHTS / "tiny")
-pool = ThreadPoolExecutor(2)
-GREEDY = SamplingParams(200, processor.tokenizer.stop_ids, temperature=0.0)
-
-
-def asked(count: int) -> list[tuple[str, ModelInputs]]:
-    """Answers and questions with their pictures, of all families in turn."""
-    random, fonts = Random(123_456), Fonts.of_matplotlib()[0]
-    result = []
-    for number in range(count):
-        example = make(random, fonts, list(FAMILIES)[number % len(FAMILIES)])
-        pictures = [drawing.image for drawing in example.drawings]
-        prompt = render([question(example.question, len(pictures))])
-        result.append((example.answer, processor.prepare(pictures, prompt, pool)))
-    return result
-
-
 @torch.inference_mode()
 def agreement(model: KimiVLForConditionalGeneration, inputs: ModelInputs, tokens: list[int]) -> float | None:
     """None if the reference engine gives these tokens, too; else its lead over them where they first part, in logits.
@@ -222,7 +163,7 @@ def test_the_tiny_model_gives_the_reference_engines_tokens(tiny: KimiVLForCondit
         lead = agreement(tiny, inputs, tokens)
         theirs = tokens if lead is None else list(reference.generate(inputs, GREEDY))
         for place, output in enumerate((tokens, theirs)):
-            right[place] += processor.decode(output).endswith(f"◁/think▷{answer}")
+            right[place] += is_right(output, answer)
         if lead is not None:
             leads.append(lead)
     print(f"{len(questions) - len(leads)} of {len(questions)} equal, leads where not {leads}; right: {right}")

@@ -24,7 +24,7 @@ TINY = WEIGHTS / "tiny"
 def test_the_network_is_transformers(span_bytes: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = Network.of(load_model(TINY, CUDA, dtype))
     monkeypatch.setattr(reading, "SPAN_BYTES", span_bytes)
-    assert_same(load_network(TINY, CUDA, dtype, lambda line: None), expected)
+    assert_same(load_network(TINY, CUDA, dtype, "none", lambda line: None), expected)
 
 
 @pytest.mark.parametrize("threads", [1, 16])

@@ -18,12 +18,14 @@ from bench.pictures import Album
 from bench.report import slowdown, table
 from bench.subject import Subject, load, machine, make_engine
 
+from kimi_vl.engine.fast.scheme import SCHEMES
+from kimi_vl.engine.fast.weights import Weights
 from kimi_vl.model.configuration import KimiVLConfig
 from kimi_vl.model.modeling import KimiVLForConditionalGeneration
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZES = {"--contexts": "40 60", "--prompts": "50", "--pictures": "1x56x56 2x70x40", "--asked": "1x60x40"}
-RUNS = {"--tokens": "12", "--repeats": "1"}
+RUNS = {"--tokens": "12", "--repeats": "1", "--quantization": "none int4"}
 BOTH = [
     "decode, a token at context 40",
     "decode, a token at context 60",
@@ -52,6 +54,8 @@ def test_measures_both_engines_and_keeps_the_figures(tmp_path: Path) -> None:
     assert kept["engine"] == "fast" and kept["versions"]["torch"] == torch.__version__
     assert "--tokens 12" in kept["command"]
     assert all(6 <= distinct <= kept["experts"] for distinct in kept["distinct_experts"])
+    assert kept["quantised"]["int4"]["name"] == BOTH[0]
+    assert "A token comes, against none, with int4 " in run.stdout
     assert "Distinct experts a layer in 12 decoded tokens: " in run.stdout
 
 
@@ -68,9 +72,11 @@ def test_floors_of_the_full_size_are_known() -> None:
     """At 3.13 TB/s and 778 TFLOP/s, which one H100 reached."""
     with torch.device("meta"):
         model = KimiVLForConditionalGeneration(KimiVLConfig(text_config=TEXT, vision_config=VISION)).to(torch.bfloat16)
-    row = 27 * (512 + 64) * 2
-    assert token_bytes(model, 1024) - token_bytes(model, 0) == 1024 * row
-    assert token_bytes(model, 1024) / 3.13e12 == pytest.approx(1.65e-3, rel=0.01)
+    weights, row = Weights.of(model), 27 * (512 + 64) * 2
+    assert token_bytes(weights, 1024) - token_bytes(weights, 0) == 1024 * row
+    for name, seconds in (("none", 1.65e-3), ("int8", 0.86e-3), ("int4", 0.584e-3)):
+        small = weights.quantised(SCHEMES[name])
+        assert token_bytes(small, 1024) / 3.13e12 == pytest.approx(seconds, rel=0.01)
     assert prompt_operations(model, 120_000) / 778e12 == pytest.approx(3.3, rel=0.02)
     assert picture_operations(model, [(128, 128)] * 8) / 778e12 == pytest.approx(0.484, rel=0.01)
 

@@ -14,7 +14,7 @@ TINY = WEIGHTS / "tiny"
 
 
 def test_a_start_passes_through_all_steps_in_order() -> None:
-    passed = measure_start.once("reference", TINY, time() - 100)
+    passed = measure_start.once("reference", TINY, "none", time() - 100)
     assert tuple(passed) == measure_start.STEPS
     assert sorted(passed.values()) == list(passed.values())
     assert passed["imported"] >= 100, "counted from when the process was started"
@@ -32,7 +32,7 @@ def test_each_start_but_the_first_of_a_round_finds_compiled_kernels(
         return SimpleNamespace(stdout=f"a warning\n{json.dumps(found)}\n")
 
     monkeypatch.setattr(subprocess, "run", run)
-    measure_start.measure(TINY, repeats=2)
+    measure_start.measure(TINY, "none", repeats=2)
     rounds = caches[:3], caches[3:]
     assert all(len(set(caches)) == 1 for caches in rounds)
     assert rounds[0][0] != rounds[1][0]

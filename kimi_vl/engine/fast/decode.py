@@ -153,7 +153,7 @@ class Decoder:
 def _allocate(weights: Weights) -> _Buffers:
     attention = weights.layers[0][0]
     blocks = triton.cdiv(weights.head.shape[0], BLOCK)
-    device, dtype = weights.head.device, weights.head.dtype
+    device, dtype = weights.embeddings.device, weights.embeddings.dtype
 
     def floats(*shape: int) -> Tensor:
         return torch.zeros(shape, dtype=torch.float32, device=device)

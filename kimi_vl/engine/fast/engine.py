@@ -1,4 +1,4 @@
-"""The fast engine: prompt → latent cache → tokens, with every weight read as it lies in the model."""
+"""The fast engine: prompt → latent cache → tokens, with every weight read in the bits that it is kept in."""
 
 import traceback
 from collections.abc import Callable
@@ -11,16 +11,12 @@ from kimi_vl.engine.base import Engine, Generation, ModelInputs, SamplingParams,
 from kimi_vl.engine.fast.chunk_attention import CHUNK, attend_chunk
 from kimi_vl.engine.fast.decode import AHEAD, Decoder
 from kimi_vl.engine.fast.kernels.operation import compile_ahead, is_hopper
+from kimi_vl.engine.fast.memory import context_that_fits
 from kimi_vl.engine.fast.network import Network
 from kimi_vl.engine.fast.pictures import Pictures
 from kimi_vl.engine.fast.prefill import prefill
 from kimi_vl.engine.fast.prompt import Prompt
 from kimi_vl.engine.fast.prompt_graphs import PromptGraphs
-from kimi_vl.engine.fast.weights import Weights
-from kimi_vl.errors import Misconfigured
-
-SHORTEST = 4096  # tokens of context with which it is worth to start
-WORKING_BYTES = 3_500_000_000  # left beside weights and cache for a prompt's activations and captured graphs
 
 
 class FastEngine(Engine):
@@ -39,10 +35,9 @@ class FastEngine(Engine):
             answer_prefix: the token ids that open each of the model's turns in a conversation.
         """
         self.weights = network.weights
-        super().__init__(_context_that_fits(self.weights, network.config.text_config.max_position_embeddings))
-        head = self.weights.head
+        super().__init__(context_that_fits(self.weights, network.config.text_config.max_position_embeddings))
         shape = len(self.weights.layers), self.context_length, self.weights.row
-        self.cache = torch.zeros(shape, dtype=head.dtype, device=head.device)
+        self.cache = self.weights.embeddings.new_zeros(shape)
         self.rotary = self.weights.rotary(self.context_length)
         self.decoder = Decoder(self.weights, self.cache, self.rotary)
         self._graphs = PromptGraphs(self.weights, self.cache, self.rotary)
@@ -151,24 +146,3 @@ def _stops(prompt: Prompt) -> list[int]:
     """Where the pieces end in which a prompt is computed; none reaches over a multiple of CHUNK."""
     length = len(prompt.ids)
     return sorted({length, *prompt.ends, *range(CHUNK, length, CHUNK)})
-
-
-def _context_that_fits(weights: Weights, longest: int) -> int:
-    """Tokens whose cache and rotary table fit in the memory that is free, at most the model's longest context.
-
-    Raises:
-        Misconfigured: not even a short conversation fits.
-    """
-    if not weights.head.is_cuda:
-        return longest
-    torch.cuda.empty_cache()
-    free, _ = torch.cuda.mem_get_info(weights.head.device)
-    token_bytes = len(weights.layers) * weights.row * weights.head.element_size() + 4 * weights.layers[0][0].rope
-    context = min(longest, (free - WORKING_BYTES) // token_bytes)
-    if context < min(longest, SHORTEST):
-        needed = WORKING_BYTES + SHORTEST * token_bytes
-        raise Misconfigured(
-            f"beside the weights the GPU has {free / 1e9:.1f} GB free, and answering takes {needed / 1e9:.1f} GB; "
-            "free some, or use a larger GPU"
-        )
-    return context

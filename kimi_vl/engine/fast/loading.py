@@ -1,67 +1,87 @@
 """Checkpoint folder → network: each tensor goes from its file straight to its place in what the kernels read."""
 
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
 from pathlib import Path
 from time import perf_counter
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from kimi_vl.engine.fast.kernels.operation import compile_ahead
+from kimi_vl.engine.fast.matrix import Matrix
+from kimi_vl.engine.fast.memory import scheme_that_fits
 from kimi_vl.engine.fast.network import Network
-from kimi_vl.engine.fast.weights import Attention, Mlp, Weights
+from kimi_vl.engine.fast.weights import Attention, Mlp, Weights, parts
 from kimi_vl.model.configuration import KimiVLConfig
 from kimi_vl.model.inspection import inspect_folder
 from kimi_vl.model.modeling import KimiVLForConditionalGeneration
 from kimi_vl.model.reading import Place, read_tensors
 
-Part = TypeVar("Part", Attention, Mlp, Weights)
 
-
-def load_network(folder: Path, device: torch.device, dtype: torch.dtype, progress: Callable[[str], None]) -> Network:
+def load_network(
+    folder: Path, device: torch.device, dtype: torch.dtype, quantization: str, progress: Callable[[str], None]
+) -> Network:
     """Loads a checkpoint folder's safetensors onto a device.
 
     Args:
         folder: in the official layout.
         device: the network's.
-        dtype: of all weights but the routers' biases, which are float32.
+        dtype: of all weights that stay as they are, but for the routers' biases, which are float32.
+        quantization: what KIMI_VL_QUANTIZATION says.
         progress: told, in a line, how much was loaded how fast.
     Raises:
-        Misconfigured: the folder cannot be used, or a file not be read.
+        Misconfigured: the folder cannot be used, a file not be read, or there is no such quantization.
         ValueError: its router is not of the one kind that Kimi-VL uses.
     """
     started = perf_counter()
     tensors = inspect_folder(folder)
-    network = _allocate(KimiVLConfig.from_pretrained(folder), device, dtype)
+    network = _allocate(KimiVLConfig.from_pretrained(folder), device, dtype, quantization)
+    if device.type == "cuda":
+        compile_ahead(lambda: _quantise_a_row(network.weights))
     read_tensors(tensors, dict(_places(network)), device)
     seconds, gigabytes = perf_counter() - started, sum(tensor.nbytes for tensor in tensors) / 1e9
-    progress(f"Loaded {gigabytes:.1f} GB in {seconds:.1f} s ({gigabytes / seconds:.1f} GB/s)")
+    progress(
+        f"Loaded {gigabytes:.1f} GB in {seconds:.1f} s ({gigabytes / seconds:.1f} GB/s), "
+        f"{network.nbytes / 1e9:.1f} GB on the GPU"
+    )
     return network
 
 
-def _allocate(config: KimiVLConfig, device: torch.device, dtype: torch.dtype) -> Network:
+def _allocate(config: KimiVLConfig, device: torch.device, dtype: torch.dtype, quantization: str) -> Network:
     """A network in whose weights nothing stands yet."""
     with torch.device("meta"):
         model = KimiVLForConditionalGeneration._from_config(config, dtype=dtype).eval()
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else sys.maxsize
+    scheme = scheme_that_fits(quantization, Network.of(model), free)
     tower = model.model.vision_tower.to_empty(device=device)
     model.model.mm_projector.to_empty(device=device)
     positions = tower.patch_embed.pos_emb
     positions.time_position_embeddings.copy_(positions.compute_pos_embed())  # no checkpoint holds this table,
     tower._init_weights(tower.rotary_emb)  # nor these
-    network = Network.of(model)
-    weights = _on(network.weights, device)
-    layers = [(_on(attention, device), _on(mlp, device)) for attention, mlp in weights.layers]
-    return replace(network, weights=replace(weights, layers=layers))
+    network = Network.of(model).quantised(scheme)
+    return replace(network, weights=_on(network.weights, device))
 
 
-def _on(part: Part, device: torch.device) -> Part:
-    """The part with memory on a device for each of its tensors, which had none."""
-    values: dict[str, Any] = {field.name: getattr(part, field.name) for field in fields(part)}
-    for name, value in values.items():
-        if isinstance(value, Tensor):
-            values[name] = torch.empty_like(value, device=device)
-    return replace(part, **values)
+def _on(part: Any, device: torch.device) -> Any:
+    """Weights or what they consist of, with memory on a device for each tensor, which had none."""
+    if isinstance(part, Tensor):
+        return torch.empty_like(part, device=device)
+    if isinstance(part, list | tuple):
+        return type(part)(_on(item, device) for item in part)
+    if isinstance(part, Weights | Attention | Mlp | Matrix):
+        return replace(part, **{field.name: _on(getattr(part, field.name), device) for field in fields(part)})
+    return part
+
+
+def _quantise_a_row(weights: Weights) -> None:
+    """Calls every kernel that quantises: so many threads as read would each compile it."""
+    for matrix in parts(weights):
+        if isinstance(matrix, Matrix) and matrix.bits < 16:
+            one = matrix if len(matrix.shape) == 2 else matrix[0]
+            one.store(0, weights.embeddings.new_zeros(1, matrix.columns))
 
 
 def _places(network: Network) -> Iterator[tuple[str, Place]]:
@@ -88,7 +108,8 @@ def _places(network: Network) -> Iterator[tuple[str, Place]]:
 def _attention_places(attention: Attention) -> Iterator[tuple[str, Place]]:
     yield "input_layernorm.weight", _rows(attention.gain)
     yield "self_attn.q_proj.weight", _rows(attention.projections)
-    yield "self_attn.kv_a_proj_with_mqa.weight", _rows(attention.projections, -attention.row)
+    queries = attention.projections.shape[0] - attention.row
+    yield "self_attn.kv_a_proj_with_mqa.weight", _rows(attention.projections, queries)
     yield "self_attn.kv_a_layernorm.weight", _rows(attention.kv_gain)
     yield "self_attn.kv_b_proj.weight", _rows(attention.kv_b)
     yield "self_attn.o_proj.weight", _rows(attention.out)
@@ -101,14 +122,14 @@ def _mlp_places(mlp: Mlp) -> Iterator[tuple[str, Place]]:
         yield "mlp.gate.weight", _rows(mlp.router)
         yield "mlp.gate.e_score_correction_bias", _rows(mlp.bias)
         shared = "mlp.shared_experts"
-        for expert, (gate_up, down) in enumerate(zip(mlp.gate_up, mlp.down, strict=True)):
-            yield from _feed_forward_places(f"mlp.experts.{expert}", gate_up, down)
+        for expert in range(len(mlp.router)):
+            yield from _feed_forward_places(f"mlp.experts.{expert}", mlp.gate_up[expert], mlp.down[expert])
     yield from _feed_forward_places(shared, mlp.shared_gate_up, mlp.shared_down)
 
 
-def _feed_forward_places(name: str, gate_up: Tensor, down: Tensor) -> Iterator[tuple[str, Place]]:
+def _feed_forward_places(name: str, gate_up: Matrix, down: Matrix) -> Iterator[tuple[str, Place]]:
     yield f"{name}.gate_proj.weight", _rows(gate_up)
-    yield f"{name}.up_proj.weight", _rows(gate_up, len(gate_up) // 2)
+    yield f"{name}.up_proj.weight", _rows(gate_up, gate_up.shape[0] // 2)
     yield f"{name}.down_proj.weight", _rows(down)
 
 
@@ -128,12 +149,14 @@ def _picture_modules(tower: Any, projector: Any) -> Iterator[tuple[str, Any]]:
     yield "multi_modal_projector.linear_2", projector.out_proj
 
 
-def _rows(matrix: Tensor, start: int = 0) -> Place:
+def _rows(matrix: Matrix | Tensor, start: int = 0) -> Place:
     """In a matrix, or a vector, from a row on."""
-    destination = matrix[start:]
 
     def place(first: int, piece: Tensor) -> None:
-        destination[first : first + len(piece)].copy_(piece, non_blocking=True)
+        if isinstance(matrix, Matrix):
+            matrix.store(start + first, piece)
+        else:
+            matrix[first : first + len(piece)].copy_(piece, non_blocking=True)
 
     return place
 

@@ -1,10 +1,12 @@
 """What the fast engine runs: the decoder, MoonViT and its projector, weights of the same input side by side."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from kimi_vl.engine.fast.scheme import Scheme
 from kimi_vl.engine.fast.weights import Weights, stack
 from kimi_vl.model.configuration import KimiVLConfig
 from kimi_vl.model.modeling import KimiVLForConditionalGeneration
@@ -30,6 +32,16 @@ class Network:
         tower: Any = model.model.vision_tower
         qkv = [_join_qkv(layer.attn) for layer in tower.layers]
         return cls(model.config, Weights.of(model), tower, qkv, model.model.mm_projector)
+
+    @torch.no_grad()
+    def quantised(self, scheme: Scheme) -> "Network":
+        """This one with the decoder's weights in the bits of a scheme."""
+        return replace(self, weights=self.weights.quantised(scheme))
+
+    @property
+    def nbytes(self) -> int:
+        encoder = (*self.tower.parameters(), *self.projector.parameters())
+        return self.weights.nbytes + sum(parameter.nbytes for parameter in encoder)
 
 
 def _join_qkv(attention: Any) -> tuple[Tensor, Tensor]:

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from kimi_vl.engine.fast.chunk_attention import CHUNK, attend_chunk
 from kimi_vl.engine.fast.kernels.operation import is_hopper
+from kimi_vl.engine.fast.kernels.product import add_product, multiply
 from kimi_vl.engine.fast.kernels.prompt import gate, mix, rotate
 from kimi_vl.engine.fast.kernels.prompt_attention import attend_prompt
 from kimi_vl.engine.fast.kernels.prompt_routing import TOKENS, arrange, choose
@@ -29,17 +30,17 @@ def prefill(weights: Weights, cache: Tensor, rotary: Tensor, x: Tensor, span: Te
     """
     *layers, (last, _) = weights.layers
     for layer_cache, (attention, mlp) in zip(cache[:-1], layers, strict=True):
-        x = _attend(x, attention, layer_cache, rotary, span, context)
+        _attend(x, attention, layer_cache, rotary, span, context)
         _transform(x, mlp, span)
     hidden = F.rms_norm(x, last.gain.shape, last.gain, last.eps)
-    rotate(F.linear(hidden, last.projections[-last.row :]), last, rotary, cache[-1], span)
+    rotate(multiply(hidden, last.projections[-last.row :]), last, rotary, cache[-1], span)
     return x.index_select(0, span[1:] - 1)[0].float()
 
 
-def _attend(x: Tensor, attention: Attention, cache: Tensor, rotary: Tensor, span: Tensor, context: int) -> Tensor:
-    """x [tokens, width] plus attention to the layer's cache, whose rows of the chunk are written."""
+def _attend(x: Tensor, attention: Attention, cache: Tensor, rotary: Tensor, span: Tensor, context: int) -> None:
+    """Adds to x [tokens, width] attention to the layer's cache, whose rows of the chunk are written."""
     hidden = F.rms_norm(x, attention.gain.shape, attention.gain, attention.eps)
-    projected = F.linear(hidden, attention.projections)
+    projected = multiply(hidden, attention.projections)
     rotate(projected, attention, rotary, cache, span)
     q, rows = projected[:, : -attention.row], cache[:context]
     attended = x.new_empty(len(x), attention.heads * attention.value)
@@ -48,13 +49,13 @@ def _attend(x: Tensor, attention: Attention, cache: Tensor, rotary: Tensor, span
     else:
         kv = F.linear(rows[:, : attention.latent], attention.kv_b)
         attend_prompt(q, kv, rows, attention, span, attended)
-    return x.addmm_(attended, attention.out.T)
+    add_product(x, attended, attention.out)
 
 
 def _transform(x: Tensor, mlp: Mlp, span: Tensor) -> None:
     """Adds the experts' outputs to x [tokens, width]."""
     hidden = F.rms_norm(x, mlp.gain.shape, mlp.gain, mlp.eps)
-    shared = F.linear(_gated(F.linear(hidden, mlp.shared_gate_up)), mlp.shared_down)
+    shared = multiply(_gated(multiply(hidden, mlp.shared_gate_up)), mlp.shared_down)
     if not mlp.chosen:
         x += shared
         return
@@ -66,8 +67,8 @@ def _transform(x: Tensor, mlp: Mlp, span: Tensor) -> None:
     choose(hidden, mlp, experts, shares, counts, span)
     arranged, ends = x.new_empty(length * mlp.chosen, width), torch.zeros_like(counts[0])
     arrange(hidden, experts, counts, arranged, places, ends, span)
-    inner = _gated(F.grouped_mm(arranged, mlp.gate_up.mT, offs=ends))
-    mix(x, shared, F.grouped_mm(inner, mlp.down.mT, offs=ends), places, shares, span)
+    inner = _gated(multiply(arranged, mlp.gate_up, ends))
+    mix(x, shared, multiply(inner, mlp.down, ends), places, shares, span)
 
 
 def _gated(both: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Compiles every kernel, at the real model's sizes, for a GPU that need not be there: what the interpreter cannot show.
 
 usage: python -m tests.engine.fast.cross_compile COMPUTE_CAPABILITY
-Prints the shared memory that each takes, as JSON.
+Prints of each the shared memory that it takes, and the lists of argument types that it has, as JSON.
 """
 
 import json
@@ -30,22 +30,34 @@ from kimi_vl.engine.fast.kernels import (
     linear,
     picture,
     picture_attention,
+    product,
     prompt,
     prompt_attention,
     prompt_routing,
+    quantise,
     routing,
     sampling,
 )
-from kimi_vl.engine.fast.weights import Attention, dense
+from kimi_vl.engine.fast.matrix import Matrix
+from kimi_vl.engine.fast.weights import Attention, Mlp, dense
 
 INTEGERS = {torch.uint8: "*u8", torch.int32: "*i32", torch.int64: "*i64"}
 POINTERS = {torch.bfloat16: "*bf16", torch.float32: "*fp32", **INTEGERS}
 OPTIONS = ("num_warps", "num_stages", "launch_pdl", "maxnreg")
-MODULES: tuple[ModuleType, ...] = (experts, latent_attention, latent_query, linear, routing, sampling, prompt_attention)
+MODULES: tuple[ModuleType, ...] = (
+    experts,
+    latent_attention,
+    latent_query,
+    linear,
+    product,
+    prompt_attention,
+    routing,
+    sampling,
+)
 
 
-def compile_launches(capability: int, shared: dict[str, int]) -> None:
-    """From here on a launch compiles for a GPU, and notes the shared memory that the kernel takes."""
+def compile_launches(capability: int, found: dict[str, Any]) -> None:
+    """From here on a launch compiles for a GPU, and notes what is found of the kernel."""
 
     def compile_one(kernel: Any, *args: Any, grid: Any, warmup: bool, **given: Any) -> None:
         options = {name: given.pop(name) for name in OPTIONS if name in given}
@@ -53,7 +65,7 @@ def compile_launches(capability: int, shared: dict[str, int]) -> None:
         signature, constants, attributes = {}, {}, {}
         for index, parameter in enumerate(kernel.params):
             value = values[parameter.name]
-            if parameter.is_constexpr:
+            if parameter.is_constexpr or value is None:
                 signature[parameter.name], constants[index,] = "constexpr", value
             elif isinstance(value, Tensor):
                 signature[parameter.name] = POINTERS[value.dtype]
@@ -62,7 +74,9 @@ def compile_launches(capability: int, shared: dict[str, int]) -> None:
                 signature[parameter.name] = "fp32" if isinstance(value, float) else "i32"
         source = ASTSource(kernel, signature, constants, attributes)
         compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
-        shared[kernel.fn.__name__] = max(shared.get(kernel.fn.__name__, 0), compiled.metadata.shared)
+        kept = found.setdefault(kernel.fn.__name__, {"shared": 0, "types": []})
+        kept["shared"] = max(kept["shared"], compiled.metadata.shared)
+        kept["types"].append(list(signature.values()))
 
     JITFunction.run = compile_one
     dependent = {"PDL": True, "launch_pdl": True} if capability >= 90 else {"PDL": False}
@@ -84,17 +98,26 @@ def integers(*shape: int) -> Tensor:
     return of(*shape, dtype=torch.int32)
 
 
+def matrix(*shape: int, bits: int) -> Matrix:
+    return Matrix.empty(shape, bits, torch.device("cpu"), torch.bfloat16)
+
+
 def launch_all() -> None:
     """Each kernel as the engine launches it."""
-    attention = Attention(of(2048), of(3648, 2048), of(512), of(4096, 512), of(2048, 2048), 16, 1e-5, 1e-6)
-    first = dense(of(2048), of(2 * 11264, 2048), of(2048, 11264), 1e-5)
-    router = {"router": of(64, 2048), "bias": floats(64), "chosen": 6, "factor": 2.446}
-    other = replace(
-        dense(of(2048), of(2 * 2816, 2048), of(2048, 2816), 1e-5),
-        **router,
-        gate_up=of(64, 2816, 2048),
-        down=of(64, 2048, 1408),
-    )
+    for experts_bits, bits in ((16, 16), (8, 8), (4, 8)):
+        launch_decoder(experts_bits, bits)
+    launch_others()
+    quantise.quantise_groups.launch(of(2816, 2048), integers(2816, 256), of(2816, 32))
+    for columns in (1408, 2048, 11264):
+        quantise.quantise_rows.launch(of(2048, columns), integers(2048, columns // 4), floats(2048))
+
+
+def launch_decoder(experts_bits: int, bits: int) -> None:
+    """What reads large matrices, or has an attention layer's weights."""
+    projections, output = matrix(3648, 2048, bits=bits), matrix(2048, 2048, bits=bits)
+    attention = Attention(of(2048), projections, of(512), of(4096, 512), output, 16, 1e-5, 1e-6)
+    first = dense(of(2048), matrix(2 * 11264, 2048, bits=bits), matrix(2048, 11264, bits=bits), 1e-5)
+    other = experts_layer(experts_bits)
     x, position, cache, rotary = floats(2048), integers(1), of(4096, 576), floats(4096, 64)
     query, parts, sums, attended = of(16, 576), of(128, 16, 512), floats(128, 16), of(2048)
     linear.norm_linear.launch(x, attention.gain, attention.projections, floats(3648), 1e-5, "projections")
@@ -107,16 +130,44 @@ def launch_all() -> None:
         routing.route.launch(x, mlp, work)
         experts.expand.launch(x, mlp, work)
     experts.contract.launch(x, other, work)
-    linear.norm_linear.launch(x, attention.gain, of(163840, 2048), floats(163840), 1e-5, "head")
+    linear.norm_linear.launch(x, attention.gain, matrix(163840, 2048, bits=bits), floats(163840), 1e-5, "head")
+
+    span, projected = integers(2), of(64, 3648)
+    for rows in (projected, of(64, 576)):
+        prompt.rotate.launch(rows, attention, rotary, cache, span)
+    prompt_attention.attend_prompt.launch(projected[:, :-576], of(4096, 4096), cache, attention, span, of(64, 2048))
+    if bits == 16:
+        return
+    for tokens in (64, 16384):
+        for weight in (projections, first.shared_down, other.shared_gate_up, other.shared_down):
+            product.product.launch(of(tokens, weight.columns), weight, None, of(tokens, weight.shape[0]))
+        for weight in (other.gate_up, other.down):
+            rows = of(6 * tokens, weight.columns)
+            product.product.launch(rows, weight, integers(64), of(6 * tokens, weight.shape[1]))
+
+
+def experts_layer(bits: int) -> Mlp:
+    """A layer with a router."""
+    return replace(
+        dense(of(2048), matrix(2 * 2816, 2048, bits=bits), matrix(2048, 2816, bits=bits), 1e-5),
+        router=of(64, 2048),
+        bias=floats(64),
+        gate_up=matrix(64, 2816, 2048, bits=bits),
+        down=matrix(64, 2048, 1408, bits=bits),
+        chosen=6,
+        factor=2.446,
+    )
+
+
+def launch_others() -> None:
+    """What is the same for weights of any bits."""
+    x, position = floats(2048), integers(1)
     draw = sampling.Draw.empty(torch.device("cpu"))
     sampling.pick.launch(floats(163840), draw, position, floats(160), integers(160))
     sampling.finish.launch(x, floats(160), integers(160), of(163840, 2048), position, integers(64))
 
     span, tokens, chosen, counts = integers(2), of(64, 2048), integers(64, 6), integers(2, 64)
-    projected = of(64, 3648)
-    prompt.rotate.launch(projected, attention, rotary, cache, span)
-    prompt.rotate.launch(of(64, 576), attention, rotary, cache, span)
-    prompt_attention.attend_prompt.launch(projected[:, :-576], of(4096, 4096), cache, attention, span, of(64, 2048))
+    other = experts_layer(16)
     prompt.gate.launch(of(64, 2816), of(64, 1408))
     prompt_routing.choose.launch(tokens, other, chosen, floats(64, 6), counts, span)
     prompt_routing.arrange.launch(tokens, chosen, counts, of(384, 2048), chosen, integers(64), span)
@@ -133,7 +184,7 @@ def launch_all() -> None:
 
 
 if __name__ == "__main__":
-    found: dict[str, int] = {}
+    found: dict[str, Any] = {}
     compile_launches(int(sys.argv[1]), found)
     launch_all()
     print(json.dumps(found))

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from kimi_vl.engine.fast.kernels.operation import Operation
+from kimi_vl.engine.fast.matrix import Matrix
 from kimi_vl.engine.fast.weights import Attention, Mlp, dense
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -45,29 +46,37 @@ def check(operation: Operation[Any], written: list[Tensor], *arguments: Any, tol
             assert error < tolerance, f"relative error {error:.1e}"
 
 
+def matrix(*shape: int, bits: int = 16, dtype: torch.dtype = torch.float32, scale: float = 1.0) -> Matrix:
+    return Matrix.of(normal(*shape, dtype=dtype, scale=scale)).quantised(bits)
+
+
 def attention_weights(heads: int, dtype: torch.dtype, width: int = 40) -> Attention:
     nope, rope, value, latent = 32, 16, 64, 128
     return Attention(
         gain=gains(width, dtype),
-        projections=normal(heads * (nope + rope) + latent + rope, width, dtype=dtype),
+        projections=matrix(heads * (nope + rope) + latent + rope, width, dtype=dtype),
         kv_gain=gains(latent, dtype),
         kv_b=normal(heads * (nope + value), latent, dtype=dtype, scale=0.2),
-        out=normal(width, heads * value, dtype=dtype),
+        out=matrix(width, heads * value, dtype=dtype),
         heads=heads,
         eps=1e-5,
         kv_eps=1e-6,
     )
 
 
-def mlp_weights(width: int, inner: int, experts: int, chosen: int, shared: int, dtype: torch.dtype) -> Mlp:
-    gate_up = normal(2 * shared, width, dtype=dtype, scale=0.2)
-    layer = dense(gains(width, dtype), gate_up, normal(width, shared, dtype=dtype), 1e-5)
+def mlp_weights(
+    width: int, inner: int, experts: int, chosen: int, shared: int, dtype: torch.dtype, bits: int = 16
+) -> Mlp:
+    gate_up = matrix(2 * shared, width, bits=bits, dtype=dtype, scale=0.2)
+    layer = dense(gains(width, dtype), gate_up, matrix(width, shared, bits=bits, dtype=dtype), 1e-5)
+    if not experts:
+        return layer
     return replace(
         layer,
         router=normal(experts, width, dtype=dtype, scale=0.2),
         bias=normal(experts, scale=0.1),
-        gate_up=normal(experts, 2 * inner, width, dtype=dtype, scale=0.2),
-        down=normal(experts, width, inner, dtype=dtype),
+        gate_up=matrix(experts, 2 * inner, width, bits=bits, dtype=dtype, scale=0.2),
+        down=matrix(experts, width, inner, bits=bits, dtype=dtype),
         chosen=chosen,
         factor=2.446,
     )

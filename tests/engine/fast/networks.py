@@ -2,6 +2,7 @@
 
 from torch import Tensor
 
+from kimi_vl.engine.fast.matrix import Matrix
 from kimi_vl.engine.fast.network import Network
 
 
@@ -10,8 +11,14 @@ def tensors_of(network: Network) -> dict[str, Tensor]:
     tensors = {}
     for number, pair in enumerate([(network.weights,), *network.weights.layers]):
         for part in pair:
-            fields = {f"{number} {type(part).__name__} {name}": value for name, value in vars(part).items()}
-            tensors |= {name: value for name, value in fields.items() if isinstance(value, Tensor)}
+            for name, value in vars(part).items():
+                whole = f"{number} {type(part).__name__} {name}"
+                if isinstance(value, Matrix):
+                    tensors[whole] = value.values
+                    if value.scales is not None:
+                        tensors[f"{whole}, scales"] = value.scales
+                elif isinstance(value, Tensor):
+                    tensors[whole] = value
     for number, (weight, bias) in enumerate(network.qkv):
         tensors |= {f"{number} qkv weight": weight, f"{number} qkv bias": bias}
     for module in (network.tower, network.projector):

@@ -1,6 +1,7 @@
 """What the interpreter cannot show: that a GPU's compiler takes every kernel, and that it fits."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from kimi_vl.engine.fast import kernels
 
 ROOT = Path(__file__).resolve().parents[3]
+SOURCES = list(Path(kernels.__file__).parent.glob("*.py"))
 
 
 @pytest.mark.parametrize(
@@ -18,13 +20,9 @@ ROOT = Path(__file__).resolve().parents[3]
 def test_every_kernel_compiles_and_finds_its_shared_memory(capability: str, kilobytes: int) -> None:
     command = [sys.executable, "-m", "tests.engine.fast.cross_compile", capability]
     output = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True).stdout
-    shared = json.loads(output)
-    launched = {line.split("[(")[0].strip() for line in _launches()}
-    assert shared.keys() == launched
-    assert max(shared.values()) <= kilobytes * 1024
-
-
-def _launches() -> list[str]:
-    """The lines of the kernels' code that launch one."""
-    files = Path(kernels.__file__).parent.glob("*.py")
-    return [line for file in files for line in file.read_text().splitlines() if "_kernel[(" in line]
+    found = json.loads(output)
+    launched = {name for file in SOURCES for name in re.findall(r"run_kernel\(\s*(_\w+_kernel)", file.read_text())}
+    assert found.keys() == launched
+    assert max(kernel["shared"] for kernel in found.values()) <= kilobytes * 1024
+    types = [{tuple(types) for types in kernel["types"]} for kernel in found.values()]
+    assert sum(map(len, types)) == len(set().union(*types)), "compile_ahead counts on launchers of their own"

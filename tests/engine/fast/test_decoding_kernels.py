@@ -20,6 +20,7 @@ from tests.engine.fast.kernels import (
     attention_weights,
     check,
     gains,
+    matrix,
     mlp_weights,
     normal,
     poison,
@@ -27,18 +28,20 @@ from tests.engine.fast.kernels import (
 
 
 @DTYPES
-@pytest.mark.parametrize(("columns", "rows"), [(64, 64), (200, 187), (72, 5), (2048, 13)])
-def test_norm_linear(columns: int, rows: int, dtype: torch.dtype) -> None:
-    out = poison(rows)
-    arguments = (normal(columns, scale=3), gains(columns, dtype), normal(rows, columns, dtype=dtype), out)
+@pytest.mark.parametrize("bits", [16, 8])
+@pytest.mark.parametrize(("columns", "rows"), [(64, 64), (200, 37), (72, 5), (2048, 13)])
+def test_norm_linear(columns: int, rows: int, bits: int, dtype: torch.dtype) -> None:
+    out, weight = poison(rows), matrix(rows, columns, bits=bits, dtype=dtype)
+    arguments = (normal(columns, scale=3), gains(columns, dtype), weight, out)
     check(norm_linear, [out], *arguments, 1e-5, "projections", tolerance=TOLERANCE[dtype])
 
 
 @DTYPES
-@pytest.mark.parametrize(("rows", "columns"), [(64, 64), (150, 200), (7, 2048)])
-def test_linear_add(rows: int, columns: int, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("bits", [16, 8])
+@pytest.mark.parametrize(("rows", "columns"), [(64, 64), (50, 200), (7, 2048)])
+def test_linear_add(rows: int, columns: int, bits: int, dtype: torch.dtype) -> None:
     x = normal(rows)
-    arguments = (x, normal(rows, columns, dtype=dtype), normal(columns, dtype=dtype))
+    arguments = (x, matrix(rows, columns, bits=bits, dtype=dtype), normal(columns, dtype=dtype))
     check(linear_add, [x], *arguments, tolerance=TOLERANCE[dtype])
 
 
@@ -46,7 +49,7 @@ def test_linear_add(rows: int, columns: int, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("heads", [1, 3, 16])
 def test_absorb(heads: int, dtype: torch.dtype) -> None:
     weights = attention_weights(heads, dtype)
-    projected = normal(len(weights.projections))
+    projected = normal(weights.projections.shape[0])
     cache = normal(9, weights.row, dtype=dtype)
     query = poison(heads, weights.row, dtype=dtype)
     position = torch.tensor([5], dtype=torch.int32, device=DEVICE)
@@ -90,12 +93,15 @@ def test_the_splits_joined_are_plain_attention() -> None:
 
 
 @DTYPES
+@pytest.mark.parametrize("bits", [16, 8, 4])
 @pytest.mark.parametrize(
     ("width", "inner", "experts", "chosen", "shared"),
-    [(64, 32, 8, 2, 32), (72, 44, 7, 3, 100), (200, 50, 64, 6, 70), (40, 20, 0, 0, 90)],
+    [(64, 32, 8, 2, 32), (72, 44, 7, 3, 100), (36, 10, 64, 6, 30), (16, 704, 3, 2, 352), (40, 20, 0, 0, 90)],
 )
-def test_mixture_of_experts(width: int, inner: int, experts: int, chosen: int, shared: int, dtype: torch.dtype) -> None:
-    mlp = mlp_weights(width, inner, experts, chosen, shared, dtype)
+def test_mixture_of_experts(
+    width: int, inner: int, experts: int, chosen: int, shared: int, bits: int, dtype: torch.dtype
+) -> None:
+    mlp = mlp_weights(width, inner, experts, chosen, shared, dtype, bits)
     work = Scratch.of(mlp, torch.full((chosen,), -1, dtype=torch.int32, device=DEVICE))
     x, tolerance = normal(width), TOLERANCE[dtype]
     outputs = [work.experts, work.weights, work.hidden] if chosen else []

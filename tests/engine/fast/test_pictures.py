@@ -32,7 +32,7 @@ def model() -> KimiVLForConditionalGeneration:
 
 @pytest.fixture(scope="module")
 def network() -> Network:
-    return load_network(WEIGHTS / "tiny", torch.device("cpu"), torch.float32, lambda line: None)
+    return load_network(WEIGHTS / "tiny", torch.device("cpu"), torch.float32, "none", lambda line: None)
 
 
 class Watched(Pictures):

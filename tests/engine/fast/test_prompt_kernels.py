@@ -1,13 +1,26 @@
 """Each kernel of a prompt against its reference, over sizes that fill no tile."""
 
+from itertools import accumulate
+
 import pytest
 import torch
 
 from kimi_vl.engine.fast.kernels.join import join
+from kimi_vl.engine.fast.kernels.product import FEW, MANY, product
 from kimi_vl.engine.fast.kernels.prompt import gate, mix, rotate
 from kimi_vl.engine.fast.kernels.prompt_attention import KEYS, ROWS, attend_prompt
 from kimi_vl.engine.fast.kernels.prompt_routing import TOKENS, arrange, choose
-from tests.engine.fast.kernels import DEVICE, DTYPES, TOLERANCE, attention_weights, check, mlp_weights, normal, poison
+from tests.engine.fast.kernels import (
+    DEVICE,
+    DTYPES,
+    TOLERANCE,
+    attention_weights,
+    check,
+    matrix,
+    mlp_weights,
+    normal,
+    poison,
+)
 
 
 def span(start: int, length: int) -> torch.Tensor:
@@ -22,7 +35,7 @@ def integers(*shape: int) -> torch.Tensor:
 @pytest.mark.parametrize("heads", [1, 3, 16])
 def test_rotate(heads: int, dtype: torch.dtype) -> None:
     weights = attention_weights(heads, dtype)
-    projected, cache = normal(7, len(weights.projections), dtype=dtype), poison(20, weights.row, dtype=dtype)
+    projected, cache = normal(7, weights.projections.shape[0], dtype=dtype), poison(20, weights.row, dtype=dtype)
     rotary = normal(20, weights.rope)
     check(rotate, [projected], projected, weights, rotary, cache, span(9, 5), tolerance=TOLERANCE[dtype])
     assert cache[:9].isnan().all()
@@ -101,3 +114,30 @@ def test_join(parts: int, heads: int, dtype: torch.dtype) -> None:
     out = poison(7, heads * 32, dtype=dtype)
     arguments = normal(parts, 7, heads, 32, dtype=dtype), normal(parts, heads, 7, scale=20), out
     check(join, [out], *arguments, tolerance=TOLERANCE[dtype])
+
+
+@DTYPES
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize(
+    ("tokens", "rows", "columns"), [(1, 5, 64), (7, 150, 200), (2 * FEW + 1, 40, 96), (150, 7, 72)]
+)
+def test_product(tokens: int, rows: int, columns: int, bits: int, dtype: torch.dtype) -> None:
+    out, x = poison(tokens, rows, dtype=dtype), normal(tokens, columns, dtype=dtype)
+    weight = matrix(rows, columns, bits=bits, dtype=dtype)
+    check(product, [out], x, weight, None, out, tolerance=TOLERANCE[dtype])
+
+
+@DTYPES
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize(
+    "counts", [[3], [0, 5, 0, FEW, 1], [FEW + 1, 0, 2 * FEW], [0, 3 * MANY + 1, 2]], ids=lambda counts: str(counts)
+)
+def test_product_of_each_experts_tokens(counts: list[int], bits: int, dtype: torch.dtype) -> None:
+    padded, rows, columns = sum(counts) + 9, 140, 72
+    x = normal(padded, columns, dtype=dtype)
+    x[sum(counts) :] = float("nan")
+    ends = torch.tensor(list(accumulate(counts)), dtype=torch.int32, device=DEVICE)
+    out = torch.full((padded, rows), 7, dtype=dtype, device=DEVICE)
+    weight = matrix(len(counts), rows, columns, bits=bits, dtype=dtype)
+    check(product, [out], x, weight, ends, out, tolerance=TOLERANCE[dtype])
+    assert out[sum(counts) :].eq(7).all()

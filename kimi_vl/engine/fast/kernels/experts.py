@@ -13,62 +13,87 @@ from torch import Tensor
 from kimi_vl.engine.fast.kernels.operation import (
     TILES,
     Operation,
-    dot_rows,
     launch_options,
-    load_rows,
     release_next,
+    run_kernel,
     wait_for_previous,
 )
 from kimi_vl.engine.fast.kernels.routing import Scratch, silu
+from kimi_vl.engine.fast.kernels.weight import dot, load_rows, load_scales, load_vector, multiply
 from kimi_vl.engine.fast.weights import Mlp
 
 
-def _pieces(columns: int) -> dict[str, int]:
-    """Powers of two that together cover a row, A + B + C ≥ columns, and all but C lie inside it.
+def _pieces(units: int) -> dict[str, int]:
+    """Powers of two that together cover a row, A + B + C ≥ units, and all but C lie inside it.
 
     Tiles of these sizes leave fewer threads idle than one tile of the next power of two.
     """
-    a = triton.next_power_of_2(columns) // 2
-    b = triton.next_power_of_2(columns - a) // 2
-    return {"A": a, "B": b, "C": triton.next_power_of_2(columns - a - b)}
+    a = triton.next_power_of_2(units) // 2
+    b = triton.next_power_of_2(units - a) // 2
+    return {"A": a, "B": b, "C": triton.next_power_of_2(units - a - b)}
 
 
 @triton.jit
-def _load_pieces(matrix, rows, COLUMNS: tl.constexpr, A: tl.constexpr, B: tl.constexpr, C: tl.constexpr):
-    """Whole rows of a matrix, in the pieces of `_pieces`."""
-    a = load_rows(matrix, rows, tl.arange(0, A), COLUMNS, False)
-    b = load_rows(matrix, rows, A + tl.arange(0, B), COLUMNS, False)
-    c = load_rows(matrix, rows, A + B + tl.arange(0, C), COLUMNS, A + B + C > COLUMNS)
-    return a.to(tl.float32), b.to(tl.float32), c.to(tl.float32)
+def _load_pieces(
+    matrix,
+    scales,
+    rows,
+    UNITS: tl.constexpr,
+    PLANES: tl.constexpr,
+    A: tl.constexpr,
+    B: tl.constexpr,
+    C: tl.constexpr,
+):
+    """Whole rows of a matrix, in the pieces of `_pieces`, and their scales."""
+    units_a, units_b, units_c = tl.arange(0, A), A + tl.arange(0, B), A + B + tl.arange(0, C)
+    a = load_rows(matrix, rows, units_a, UNITS, False)
+    b = load_rows(matrix, rows, units_b, UNITS, False)
+    c = load_rows(matrix, rows, units_c, UNITS, A + B + C > UNITS)
+    scale_a = load_scales(scales, rows, units_a, PLANES, UNITS, False)
+    scale_b = load_scales(scales, rows, units_b, PLANES, UNITS, False)
+    scale_c = load_scales(scales, rows, units_c, PLANES, UNITS, A + B + C > UNITS)
+    return a, b, c, scale_a, scale_b, scale_c
 
 
 @triton.jit
-def _load_vector(vector, COLUMNS: tl.constexpr, A: tl.constexpr, B: tl.constexpr, C: tl.constexpr):
-    """A vector in the same pieces, each as one row."""
-    last = A + B + tl.arange(0, C)
-    a, b = tl.load(vector + tl.arange(0, A)), tl.load(vector + A + tl.arange(0, B))
-    c = tl.load(vector + last, mask=last < COLUMNS, other=0.0)
-    return a.to(tl.float32)[None, :], b.to(tl.float32)[None, :], c.to(tl.float32)[None, :]
+def _multiply_pieces(
+    pieces,
+    vector,
+    COLUMNS: tl.constexpr,
+    UNITS: tl.constexpr,
+    PLANES: tl.constexpr,
+    A: tl.constexpr,
+    B: tl.constexpr,
+    C: tl.constexpr,
+):
+    """The pieces times a vector in memory, each [rows, units] float32, to be summed over units."""
+    a, b, c, scale_a, scale_b, scale_c = pieces
+    vector_a = load_vector(vector, tl.arange(0, A), PLANES, COLUMNS, False)
+    vector_b = load_vector(vector, A + tl.arange(0, B), PLANES, COLUMNS, False)
+    vector_c = load_vector(vector, A + B + tl.arange(0, C), PLANES, COLUMNS, A + B + C > UNITS)
+    return multiply(a, scale_a, vector_a), multiply(b, scale_b, vector_b), multiply(c, scale_c, vector_c)
 
 
 @triton.jit
 def _add_shared(
     x,
     shared_down,
+    scales,
     shared,
     rows,
     SHARED: tl.constexpr,
+    UNITS: tl.constexpr,
+    PLANES: tl.constexpr,
     A: tl.constexpr,
     B: tl.constexpr,
     C: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    a, b, c = _load_pieces(shared_down, rows, SHARED, A, B, C)
+    pieces = _load_pieces(shared_down, scales, rows, UNITS, PLANES, A, B, C)
     wait_for_previous(PDL)
     release_next(PDL)  # not earlier: the next kernel reads the chosen experts before it waits
-    vector_a, vector_b, vector_c = _load_vector(shared, SHARED, A, B, C)
-    added = tl.sum(a * vector_a, 1) + tl.sum(b * vector_b, 1) + tl.sum(c * vector_c, 1)
-    tl.store(x + rows, tl.load(x + rows) + added)
+    a, b, c = _multiply_pieces(pieces, shared, SHARED, UNITS, PLANES, A, B, C)
+    tl.store(x + rows, tl.load(x + rows) + tl.sum(a, 1) + tl.sum(b, 1) + tl.sum(c, 1))
 
 
 @triton.jit
@@ -76,22 +101,28 @@ def _activate(
     hidden,
     experts,
     gate_up,
+    scales,
     activations,
     slot,
     rows,
     WIDTH: tl.constexpr,
-    WIDTH_BLOCK: tl.constexpr,
+    UNITS: tl.constexpr,
+    PLANES: tl.constexpr,
+    BLOCK: tl.constexpr,
     INNER: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    columns = tl.arange(0, WIDTH_BLOCK)
+    masked: tl.constexpr = BLOCK != UNITS
+    units = tl.arange(0, BLOCK)
     wait_for_previous(PDL)
     release_next(PDL)
-    expert = gate_up + tl.load(experts + slot).to(tl.int64) * (2 * INNER * WIDTH)
-    gate = load_rows(expert, rows, columns, WIDTH, WIDTH_BLOCK != WIDTH)
-    up = load_rows(expert + INNER * WIDTH, rows, columns, WIDTH, WIDTH_BLOCK != WIDTH)
-    vector = tl.load(hidden + columns, mask=columns < WIDTH, other=0.0)
-    activation = silu(dot_rows(gate, vector)) * dot_rows(up, vector)
+    gate_rows = tl.load(experts + slot).to(tl.int64) * (2 * INNER) + rows
+    gate = load_rows(gate_up, gate_rows, units, UNITS, masked)
+    up = load_rows(gate_up, gate_rows + INNER, units, UNITS, masked)
+    gate_scales = load_scales(scales, gate_rows, units, PLANES, UNITS, masked)
+    up_scales = load_scales(scales, gate_rows + INNER, units, PLANES, UNITS, masked)
+    vector = load_vector(hidden, units, PLANES, WIDTH, masked)
+    activation = silu(dot(gate, gate_scales, vector)) * dot(up, up_scales, vector)
     tl.store(activations + slot * INNER + rows, activation.to(activations.dtype.element_ty))
 
 
@@ -101,13 +132,19 @@ def _expand_kernel(
     hidden,
     experts,
     gate_up,
+    gate_up_scales,
     shared_down,
+    shared_down_scales,
     shared,
     activations,
     WIDTH: tl.constexpr,
-    WIDTH_BLOCK: tl.constexpr,
+    UNITS: tl.constexpr,
+    PLANES: tl.constexpr,
+    BLOCK: tl.constexpr,
     INNER: tl.constexpr,
     SHARED: tl.constexpr,
+    SHARED_UNITS: tl.constexpr,
+    SHARED_PLANES: tl.constexpr,
     A: tl.constexpr,
     B: tl.constexpr,
     C: tl.constexpr,
@@ -119,32 +156,42 @@ def _expand_kernel(
     down_programs: tl.constexpr = WIDTH // DOWN_ROWS
     if program < down_programs:
         rows = program * DOWN_ROWS + tl.arange(0, DOWN_ROWS)
-        _add_shared(x, shared_down, shared, rows, SHARED, A, B, C, PDL)
+        _add_shared(x, shared_down, shared_down_scales, shared, rows, SHARED, SHARED_UNITS, SHARED_PLANES, A, B, C, PDL)
     else:
         blocks: tl.constexpr = INNER // ROWS
         slot = (program - down_programs) // blocks
         lanes = (program - down_programs) % blocks * ROWS + tl.arange(0, ROWS)
-        _activate(hidden, experts, gate_up, activations, slot, lanes, WIDTH, WIDTH_BLOCK, INNER, PDL)
+        _activate(
+            hidden, experts, gate_up, gate_up_scales, activations, slot, lanes, WIDTH, UNITS, PLANES, BLOCK, INNER, PDL
+        )
 
 
 def _launch_expand(x: Tensor, mlp: Mlp, work: Scratch) -> None:
     width, shared = mlp.shared_down.shape
-    inner = mlp.down.shape[2]
-    tile, down_tile = TILES["gate_up"], TILES["shared_down"]
+    inner = mlp.down.columns
+    tile, down_tile = TILES["gate_up", mlp.gate_up.bits], TILES["shared_down", mlp.shared_down.bits]
     rows, down_rows = tile.rows(inner, 2 * width), down_tile.rows(width, shared)
-    _expand_kernel[(width // down_rows + mlp.chosen * (inner // rows),)](
+    run_kernel(
+        _expand_kernel,
+        (width // down_rows + mlp.chosen * (inner // rows),),
         x,
         work.hidden,
         work.experts,
-        mlp.gate_up,
-        mlp.shared_down,
+        mlp.gate_up.values,
+        mlp.gate_up.scales,
+        mlp.shared_down.values,
+        mlp.shared_down.scales,
         work.shared,
         work.activations,
         WIDTH=width,
-        WIDTH_BLOCK=triton.next_power_of_2(width),
+        UNITS=mlp.gate_up.units,
+        PLANES=mlp.gate_up.planes,
+        BLOCK=triton.next_power_of_2(mlp.gate_up.units),
         INNER=inner,
         SHARED=shared,
-        **_pieces(shared),
+        SHARED_UNITS=mlp.shared_down.units,
+        SHARED_PLANES=mlp.shared_down.planes,
+        **_pieces(mlp.shared_down.units),
         DOWN_ROWS=down_rows,
         ROWS=rows,
         **launch_options(x, tile.warps),
@@ -170,9 +217,12 @@ def _contract_kernel(
     experts,
     weights,
     down,
+    scales,
     activations,
     WIDTH: tl.constexpr,
     INNER: tl.constexpr,
+    UNITS: tl.constexpr,
+    PLANES: tl.constexpr,
     A: tl.constexpr,
     B: tl.constexpr,
     C: tl.constexpr,
@@ -192,31 +242,36 @@ def _contract_kernel(
     sum_c = tl.zeros([ROWS, C], tl.float32)
     for slot in tl.static_range(CHOSEN):
         expert = tl.sum(tl.where(slots == slot, ids, 0))
-        a, b, c = _load_pieces(down + expert * (WIDTH * INNER), rows, INNER, A, B, C)
+        pieces = _load_pieces(down, scales, expert * WIDTH + rows, UNITS, PLANES, A, B, C)
         if slot == 0:
             wait_for_previous(PDL)
         weight = tl.load(weights + slot)
-        vector_a, vector_b, vector_c = _load_vector(activations + slot * INNER, INNER, A, B, C)
-        sum_a += a * (vector_a * weight)
-        sum_b += b * (vector_b * weight)
-        sum_c += c * (vector_c * weight)
+        a, b, c = _multiply_pieces(pieces, activations + slot * INNER, INNER, UNITS, PLANES, A, B, C)
+        sum_a += a * weight
+        sum_b += b * weight
+        sum_c += c * weight
     added = tl.sum(sum_a, 1) + tl.sum(sum_b, 1) + tl.sum(sum_c, 1)
     tl.store(x + rows, tl.load(x + rows) + added)
 
 
 def _launch_contract(x: Tensor, mlp: Mlp, work: Scratch) -> None:
     _, width, inner = mlp.down.shape
-    tile = TILES["down"]
+    tile = TILES["down", mlp.down.bits]
     rows = tile.rows(width, inner)
-    _contract_kernel[(width // rows,)](
+    run_kernel(
+        _contract_kernel,
+        (width // rows,),
         x,
         work.experts,
         work.weights,
-        mlp.down,
+        mlp.down.values,
+        mlp.down.scales,
         work.activations,
         WIDTH=width,
         INNER=inner,
-        **_pieces(inner),
+        UNITS=mlp.down.units,
+        PLANES=mlp.down.planes,
+        **_pieces(mlp.down.units),
         CHOSEN=mlp.chosen,
         CHOSEN_BLOCK=triton.next_power_of_2(mlp.chosen),
         ROWS=rows,

@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kimi_vl.engine.fast.kernels.operation import Operation
+from kimi_vl.engine.fast.kernels.operation import Operation, run_kernel
 
 
 @triton.jit(do_not_specialize=["PARTS"])
@@ -31,7 +31,7 @@ def _join_kernel(parts, sums, out, PARTS, TOKENS, HEADS: tl.constexpr, HEADS_BLO
 def _launch_join(parts: Tensor, sums: Tensor, out: Tensor) -> None:
     count, tokens, heads, value = parts.shape
     block = triton.next_power_of_2(heads)
-    _join_kernel[(tokens,)](parts, sums, out, count, tokens, HEADS=heads, HEADS_BLOCK=block, VALUE=value)
+    run_kernel(_join_kernel, (tokens,), parts, sums, out, count, tokens, HEADS=heads, HEADS_BLOCK=block, VALUE=value)
 
 
 def join_reference(parts: Tensor, sums: Tensor, out: Tensor) -> None:

@@ -13,12 +13,13 @@ from torch import Tensor
 from kimi_vl.engine.fast.kernels.operation import (
     LOG2_E,
     Operation,
-    dot_rows,
     is_hopper,
     launch_options,
     release_next,
+    run_kernel,
     wait_for_previous,
 )
+from kimi_vl.engine.fast.kernels.weight import dot_rows
 from kimi_vl.engine.fast.weights import Attention
 
 SPLITS = 128  # parts of the cache that are attended to at the same time: about one for each multiprocessor
@@ -92,7 +93,9 @@ def _attend_kernel(
 
 def _launch_attend(query: Tensor, cache: Tensor, position: Tensor, parts: Tensor, sums: Tensor, scale: float) -> None:
     splits, heads, latent = parts.shape
-    _attend_kernel[(splits,)](
+    run_kernel(
+        _attend_kernel,
+        (splits,),
         query,
         cache,
         position,
@@ -190,7 +193,9 @@ def _merge_kernel(
 
 def _launch_merge(parts: Tensor, sums: Tensor, attention: Attention, position: Tensor, out: Tensor) -> None:
     splits, heads, latent = parts.shape
-    _merge_kernel[(heads, attention.value // MERGE_ROWS)](
+    run_kernel(
+        _merge_kernel,
+        (heads, attention.value // MERGE_ROWS),
         parts,
         sums,
         attention.kv_b,

@@ -11,12 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kimi_vl.engine.fast.kernels.operation import (
-    Operation,
-    launch_options,
-    rms_norm,
-    wait_for_previous,
-)
+from kimi_vl.engine.fast.kernels.operation import Operation, launch_options, rms_norm, run_kernel, wait_for_previous
 from kimi_vl.engine.fast.weights import Attention
 
 COLUMNS = 64  # latent columns in one program
@@ -107,7 +102,9 @@ def _launch_absorb(
     projected: Tensor, attention: Attention, rotary: Tensor, position: Tensor, cache: Tensor, query: Tensor
 ) -> None:
     heads, latent = attention.heads, attention.latent
-    _absorb_kernel[(heads * (latent // COLUMNS) + 1,)](
+    run_kernel(
+        _absorb_kernel,
+        (heads * (latent // COLUMNS) + 1,),
         projected,
         attention.kv_b,
         attention.kv_gain,

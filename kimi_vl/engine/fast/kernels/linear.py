@@ -9,14 +9,14 @@ from torch import Tensor
 from kimi_vl.engine.fast.kernels.operation import (
     TILES,
     Operation,
-    dot_rows,
     launch_options,
-    load_normalised,
-    load_rows,
     release_next,
     rms_norm,
+    run_kernel,
     wait_for_previous,
 )
+from kimi_vl.engine.fast.kernels.weight import dot, load_rows, load_scales, load_vector, normalise
+from kimi_vl.engine.fast.matrix import Matrix
 
 
 @triton.jit
@@ -24,49 +24,60 @@ def _norm_linear_kernel(
     x,
     gain,
     weight,
+    scales,
     out,
     COLUMNS: tl.constexpr,
+    UNITS: tl.constexpr,
+    PLANES: tl.constexpr,
     BLOCK: tl.constexpr,
     ROWS: tl.constexpr,
     EPS: tl.constexpr,
     PDL: tl.constexpr,
 ):
     release_next(PDL)
-    columns = tl.arange(0, BLOCK)
+    masked: tl.constexpr = BLOCK != UNITS
+    units = tl.arange(0, BLOCK)
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    gains = tl.load(gain + columns, mask=columns < COLUMNS, other=0.0)
-    tile = load_rows(weight, rows, columns, COLUMNS, BLOCK != COLUMNS)
+    gains = load_vector(gain, units, PLANES, COLUMNS, masked)
+    tile = load_rows(weight, rows, units, UNITS, masked)
+    scale = load_scales(scales, rows, units, PLANES, UNITS, masked)
     wait_for_previous(PDL)
-    hidden = load_normalised(x, gains, columns, COLUMNS, EPS)
-    tl.store(out + rows, dot_rows(tile, hidden))
+    hidden = normalise(load_vector(x, units, PLANES, COLUMNS, masked), gains, COLUMNS, EPS)
+    tl.store(out + rows, dot(tile, scale, hidden))
 
 
-def _launch_norm_linear(x: Tensor, gain: Tensor, weight: Tensor, out: Tensor, eps: float, tile: str) -> None:
+def _launch_norm_linear(x: Tensor, gain: Tensor, weight: Matrix, out: Tensor, eps: float, name: str) -> None:
     height, columns = weight.shape
-    rows = TILES[tile].rows(height, columns)
-    _norm_linear_kernel[(height // rows,)](
+    tile = TILES[name, weight.bits]
+    rows = tile.rows(height, columns)
+    run_kernel(
+        _norm_linear_kernel,
+        (height // rows,),
         x,
         gain,
-        weight,
+        weight.values,
+        weight.scales,
         out,
         COLUMNS=columns,
-        BLOCK=triton.next_power_of_2(columns),
+        UNITS=weight.units,
+        PLANES=weight.planes,
+        BLOCK=triton.next_power_of_2(weight.units),
         ROWS=rows,
         EPS=eps,
-        **launch_options(x, TILES[tile].warps),
+        **launch_options(x, tile.warps),
     )
 
 
-def norm_linear_reference(x: Tensor, gain: Tensor, weight: Tensor, out: Tensor, eps: float, tile: str) -> None:
+def norm_linear_reference(x: Tensor, gain: Tensor, weight: Matrix, out: Tensor, eps: float, name: str) -> None:
     """out = weight @ RMSNorm(x).
 
     Args:
         x: [columns] float32.
         gain: [columns], the norm's weight.
-        weight: [rows, columns] of the gain's type.
+        weight: [rows, columns], of 16 or 8 bits.
         out: [rows] float32.
         eps: the norm's epsilon.
-        tile: which of TILES the kernel uses.
+        name: of the weight in TILES.
     """
     torch.mv(weight.float(), rms_norm(x, gain, eps).float(), out=out)
 
@@ -78,38 +89,48 @@ norm_linear = Operation(_launch_norm_linear, norm_linear_reference)
 def _linear_add_kernel(
     x,
     weight,
+    scales,
     a,
     COLUMNS: tl.constexpr,
+    UNITS: tl.constexpr,
+    PLANES: tl.constexpr,
     BLOCK: tl.constexpr,
     ROWS: tl.constexpr,
     PDL: tl.constexpr,
 ):
     release_next(PDL)
-    columns = tl.arange(0, BLOCK)
+    masked: tl.constexpr = BLOCK != UNITS
+    units = tl.arange(0, BLOCK)
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    tile = load_rows(weight, rows, columns, COLUMNS, BLOCK != COLUMNS)
+    tile = load_rows(weight, rows, units, UNITS, masked)
+    scale = load_scales(scales, rows, units, PLANES, UNITS, masked)
     wait_for_previous(PDL)
-    vector = tl.load(a + columns, mask=columns < COLUMNS, other=0.0)
-    tl.store(x + rows, tl.load(x + rows) + dot_rows(tile, vector))
+    vector = load_vector(a, units, PLANES, COLUMNS, masked)
+    tl.store(x + rows, tl.load(x + rows) + dot(tile, scale, vector))
 
 
-def _launch_linear_add(x: Tensor, weight: Tensor, a: Tensor) -> None:
+def _launch_linear_add(x: Tensor, weight: Matrix, a: Tensor) -> None:
     height, columns = weight.shape
-    tile = TILES["output"]
+    tile = TILES["output", weight.bits]
     rows = tile.rows(height, columns)
-    _linear_add_kernel[(height // rows,)](
+    run_kernel(
+        _linear_add_kernel,
+        (height // rows,),
         x,
-        weight,
+        weight.values,
+        weight.scales,
         a,
         COLUMNS=columns,
-        BLOCK=triton.next_power_of_2(columns),
+        UNITS=weight.units,
+        PLANES=weight.planes,
+        BLOCK=triton.next_power_of_2(weight.units),
         ROWS=rows,
         **launch_options(x, tile.warps),
     )
 
 
-def linear_add_reference(x: Tensor, weight: Tensor, a: Tensor) -> None:
-    """x += weight @ a, with x [rows] float32, weight [rows, columns] and a [columns] of the weight's type."""
+def linear_add_reference(x: Tensor, weight: Matrix, a: Tensor) -> None:
+    """x += weight @ a, with x [rows] float32, weight [rows, columns] of 16 or 8 bits and a [columns]."""
     x += weight.float() @ a.float()
 
 

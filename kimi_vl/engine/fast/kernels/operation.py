@@ -1,5 +1,5 @@
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
-"""What all kernels share: where they run, how they are launched, how a weight matrix is read."""
+"""What all kernels share: where they run, how they are launched, how much of a matrix each program reads."""
 
 import threading
 from collections.abc import Callable
@@ -38,13 +38,24 @@ class Operation(Generic[P]):
 
 
 _noting = threading.local()  # `calls` is where a thread's calls go instead, while it looks for kernels to compile
+_compiling = threading.local()  # `only` is true on threads that must not launch
+
+
+def run_kernel(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> None:
+    """Launches a kernel, or on a thread of compile_ahead compiles it and no more."""
+    if getattr(_compiling, "only", False):
+        kernel.warmup(*args, grid=grid, **options)
+    else:
+        kernel[grid](*args, **options)
 
 
 def compile_ahead(*works: Callable[[], object]) -> None:
-    """Compiles the kernels that some works launch, several at a time.
+    """Compiles the kernels that some works launch, several at a time, and loads them.
 
     Each is launched once, in any order and without those before it, so its inputs must be initialised, and what the
-    works' results hold means nothing.
+    works' results hold means nothing. Only one launch of each operation is made at the same time as others: Triton 3.6
+    compiles a launcher for each list of argument types, and mistakes it for another one if a second thread loads what
+    was loaded before, since all launchers are Python modules of one name.
     """
     calls: dict[Any, Callable[[], None]] = {}
     _noting.calls = calls
@@ -54,8 +65,17 @@ def compile_ahead(*works: Callable[[], object]) -> None:
     finally:
         del _noting.calls
     triton.runtime.driver.active.get_current_device()  # whose initialisation is not made for several threads
-    with ThreadPoolExecutor() as pool:
+    one_of_each = {operation: call for (operation, _), call in calls.items()}
+    with ThreadPoolExecutor(initializer=_compile_only) as pool:
         list(pool.map(_call, calls.values()))
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(_call, one_of_each.values()))
+    for call in calls.values():
+        _call(call)
+
+
+def _compile_only() -> None:
+    _compiling.only = True
 
 
 def _call(work: Callable[[], None]) -> None:
@@ -86,14 +106,27 @@ class Tile:
         return gcd(height, max(1, self.elements // triton.next_power_of_2(columns)))
 
 
-TILES = {  # the fastest of those tried on an H100: scripts/tune_decode.py
-    "projections": Tile(8192, 4),
-    "output": Tile(16384, 4),
-    "shared_gate_up": Tile(8192, 4),
-    "shared_down": Tile(16384, 4),
-    "gate_up": Tile(8192, 4),
-    "down": Tile(2048, 4),
-    "head": Tile(16384, 4),
+# By the matrix and its bits: of 16 bits, and of gate_up and down of 4, the fastest of those tried on an H100
+# (scripts/tune_decode.py); the others have not been tried there.
+TILES = {
+    ("projections", 16): Tile(8192, 4),
+    ("output", 16): Tile(16384, 4),
+    ("shared_gate_up", 16): Tile(8192, 4),
+    ("shared_down", 16): Tile(16384, 4),
+    ("gate_up", 16): Tile(8192, 4),
+    ("down", 16): Tile(2048, 4),
+    ("head", 16): Tile(16384, 4),
+    ("projections", 8): Tile(8192, 2),
+    ("output", 8): Tile(8192, 2),
+    ("shared_gate_up", 8): Tile(8192, 4),
+    ("shared_down", 8): Tile(4096, 1),
+    ("gate_up", 8): Tile(4096, 1),
+    ("down", 8): Tile(4096, 1),
+    ("head", 8): Tile(16384, 4),
+    ("shared_gate_up", 4): Tile(8192, 4),
+    ("shared_down", 4): Tile(4096, 1),
+    ("gate_up", 4): Tile(8192, 2),
+    ("down", 4): Tile(8192, 4),
 }
 
 
@@ -127,29 +160,6 @@ def wait_for_previous(PDL: tl.constexpr):
     wrote may be read, and nothing written."""
     if PDL:
         gdc_wait()
-
-
-@triton.jit
-def load_rows(matrix, rows, columns, COLUMNS: tl.constexpr, MASKED: tl.constexpr):
-    """A tile of a row-major matrix; MASKED where columns reach beyond COLUMNS, zero there."""
-    pointers = matrix + rows.to(tl.int64)[:, None] * COLUMNS + columns[None, :]
-    if MASKED:
-        return tl.load(pointers, mask=(columns < COLUMNS)[None, :], other=0.0)
-    return tl.load(pointers)
-
-
-@triton.jit
-def dot_rows(tile, vector):
-    """[rows, columns] times [columns], accumulated in float32."""
-    return tl.sum(tile.to(tl.float32) * vector.to(tl.float32)[None, :], 1)
-
-
-@triton.jit
-def load_normalised(x, gain, columns, COLUMNS: tl.constexpr, EPS: tl.constexpr):
-    """RMSNorm of x [COLUMNS] float32, rounded to the gain's type as the network's activations are."""
-    value = tl.load(x + columns, mask=columns < COLUMNS, other=0.0)
-    scaled = value * tl.rsqrt(tl.sum(value * value) / COLUMNS + EPS)
-    return (scaled * gain.to(tl.float32)).to(gain.dtype)
 
 
 def rms_norm(x: Tensor, gain: Tensor, eps: float) -> Tensor:

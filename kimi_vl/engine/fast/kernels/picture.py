@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn import LayerNorm
 
-from kimi_vl.engine.fast.kernels.operation import Operation
+from kimi_vl.engine.fast.kernels.operation import Operation, run_kernel
 
 
 @triton.jit
@@ -28,8 +28,16 @@ def _launch_look_up(levels: Tensor, table: Tensor, out: Tensor) -> None:
     patches, channels, *sides = levels.shape
     channel, padded = math.prod(sides), out.shape[1]
     block = triton.next_power_of_2(padded)
-    _look_up_kernel[(patches,)](
-        levels, table, out, SIZE=channels * channel, CHANNEL=channel, PADDED=padded, BLOCK=block
+    run_kernel(
+        _look_up_kernel,
+        (patches,),
+        levels,
+        table,
+        out,
+        SIZE=channels * channel,
+        CHANNEL=channel,
+        PADDED=padded,
+        BLOCK=block,
     )
 
 
@@ -78,8 +86,17 @@ def _rotate_patches_kernel(
 def _launch_rotate_patches(qkv: Tensor, cosines: Tensor, sines: Tensor, out: Tensor) -> None:
     patches, _, heads, size = qkv.shape
     block = triton.next_power_of_2(max(size // 2, out.shape[3] - size))
-    _rotate_patches_kernel[(patches,)](
-        qkv, cosines, sines, out, HEADS=heads, HALF=size // 2, BLOCK=block, PADDED=out.shape[3]
+    run_kernel(
+        _rotate_patches_kernel,
+        (patches,),
+        qkv,
+        cosines,
+        sines,
+        out,
+        HEADS=heads,
+        HALF=size // 2,
+        BLOCK=block,
+        PADDED=out.shape[3],
     )
 
 
@@ -121,7 +138,9 @@ def _add_norm_kernel(x, delta, gain, bias, out, WIDTH: tl.constexpr, BLOCK: tl.c
 def _launch_add_norm(x: Tensor, delta: Tensor, norm: LayerNorm, out: Tensor) -> None:
     patches, width = x.shape
     block = triton.next_power_of_2(width)
-    _add_norm_kernel[(patches,)](x, delta, norm.weight, norm.bias, out, WIDTH=width, BLOCK=block, EPS=norm.eps)
+    run_kernel(
+        _add_norm_kernel, (patches,), x, delta, norm.weight, norm.bias, out, WIDTH=width, BLOCK=block, EPS=norm.eps
+    )
 
 
 def add_norm_reference(x: Tensor, delta: Tensor, norm: LayerNorm, out: Tensor) -> None:

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kimi_vl.engine.fast.kernels.operation import LOG2_E, Operation
+from kimi_vl.engine.fast.kernels.operation import LOG2_E, Operation, run_kernel
 
 QUERIES = 128  # patches whose queries are in one program
 KEYS = 64  # patches whose keys it reads at once
@@ -117,7 +117,9 @@ def _launch_attend_picture(qkv: Tensor, length: Tensor, out: Tensor) -> None:
     patches, _, heads, _ = qkv.shape
     size = out.shape[1] // heads
     main, rest = padded(size)
-    _attend_picture_kernel[(triton.cdiv(patches, QUERIES), heads)](
+    run_kernel(
+        _attend_picture_kernel,
+        (triton.cdiv(patches, QUERIES), heads),
         qkv,
         out,
         length,

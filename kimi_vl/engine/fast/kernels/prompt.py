@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kimi_vl.engine.fast.kernels.latent_query import rotate_pairs
-from kimi_vl.engine.fast.kernels.operation import Operation, rms_norm
+from kimi_vl.engine.fast.kernels.operation import Operation, rms_norm, run_kernel
 from kimi_vl.engine.fast.kernels.routing import silu
 from kimi_vl.engine.fast.weights import Attention
 
@@ -68,7 +68,9 @@ def _rotate_kernel(
 
 def _launch_rotate(projected: Tensor, attention: Attention, rotary: Tensor, cache: Tensor, span: Tensor) -> None:
     heads = (projected.shape[1] - attention.row) // (attention.nope + attention.rope)
-    _rotate_kernel[(len(projected),)](
+    run_kernel(
+        _rotate_kernel,
+        (len(projected),),
         projected,
         attention.kv_gain,
         rotary,
@@ -120,7 +122,7 @@ def _gate_kernel(both, out, WIDTH, BLOCK: tl.constexpr):
 
 def _launch_gate(both: Tensor, out: Tensor) -> None:
     rows, width = out.shape
-    _gate_kernel[(rows, triton.cdiv(width, BLOCK))](both, out, width, BLOCK=BLOCK)
+    run_kernel(_gate_kernel, (rows, triton.cdiv(width, BLOCK)), both, out, width, BLOCK=BLOCK)
 
 
 def gate_reference(both: Tensor, out: Tensor) -> None:
@@ -153,7 +155,19 @@ def _mix_kernel(
 def _launch_mix(x: Tensor, shared: Tensor, outputs: Tensor, places: Tensor, weights: Tensor, span: Tensor) -> None:
     tokens, width = x.shape
     block = triton.next_power_of_2(width)
-    _mix_kernel[(tokens,)](x, shared, outputs, places, weights, span, WIDTH=width, BLOCK=block, CHOSEN=places.shape[1])
+    run_kernel(
+        _mix_kernel,
+        (tokens,),
+        x,
+        shared,
+        outputs,
+        places,
+        weights,
+        span,
+        WIDTH=width,
+        BLOCK=block,
+        CHOSEN=places.shape[1],
+    )
 
 
 def mix_reference(x: Tensor, shared: Tensor, outputs: Tensor, places: Tensor, weights: Tensor, span: Tensor) -> None:

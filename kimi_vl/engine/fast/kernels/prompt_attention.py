@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kimi_vl.engine.fast.kernels.operation import LOG2_E, Operation, is_hopper
+from kimi_vl.engine.fast.kernels.operation import LOG2_E, Operation, is_hopper, run_kernel
 from kimi_vl.engine.fast.weights import Attention
 
 ROWS = 128  # queries in one program
@@ -116,7 +116,9 @@ def _attend_prompt_kernel(
 def _launch_attend_prompt(
     q: Tensor, kv: Tensor, cache: Tensor, attention: Attention, span: Tensor, out: Tensor
 ) -> None:
-    _attend_prompt_kernel[(triton.cdiv(len(q), ROWS), attention.heads)](
+    run_kernel(
+        _attend_prompt_kernel,
+        (triton.cdiv(len(q), ROWS), attention.heads),
         q,
         kv,
         cache[:, attention.latent :],

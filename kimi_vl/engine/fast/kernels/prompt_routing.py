@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kimi_vl.engine.fast.kernels.operation import Operation
+from kimi_vl.engine.fast.kernels.operation import Operation, run_kernel
 from kimi_vl.engine.fast.weights import Mlp
 
 TOKENS = 32  # of one program
@@ -66,7 +66,9 @@ def _choose_kernel(
 
 
 def _launch_choose(hidden: Tensor, mlp: Mlp, experts: Tensor, weights: Tensor, counts: Tensor, span: Tensor) -> None:
-    _choose_kernel[(len(counts),)](
+    run_kernel(
+        _choose_kernel,
+        (len(counts),),
         hidden,
         mlp.router,
         mlp.bias,
@@ -167,7 +169,9 @@ def _launch_arrange(
 ) -> None:
     width = hidden.shape[1]
     blocks, count = counts.shape
-    _arrange_kernel[(blocks,)](
+    run_kernel(
+        _arrange_kernel,
+        (blocks,),
         hidden,
         experts,
         counts,

@@ -11,15 +11,14 @@ from torch import Tensor
 from kimi_vl.engine.fast.kernels.operation import (
     TILES,
     Operation,
-    dot_rows,
     launch_options,
-    load_normalised,
-    load_rows,
     release_next,
     rms_norm,
+    run_kernel,
     wait_for_previous,
 )
 from kimi_vl.engine.fast.kernels.prompt_routing import choose
+from kimi_vl.engine.fast.kernels.weight import dot, load_rows, load_scales, load_vector, normalise
 from kimi_vl.engine.fast.weights import Mlp
 
 
@@ -45,8 +44,8 @@ class Scratch:
             arrived=torch.zeros(1, dtype=torch.int32, device=like.device),
             experts=experts,
             weights=like.new_empty(mlp.chosen, dtype=torch.float32),
-            shared=like.new_empty(mlp.shared_down.shape[1]),
-            activations=like.new_empty(mlp.chosen, mlp.down.shape[2]),
+            shared=like.new_empty(mlp.shared_down.columns),
+            activations=like.new_empty(mlp.chosen, mlp.down.columns),
         )
 
 
@@ -81,12 +80,42 @@ def _choose(
 
 
 @triton.jit
+def _activate_shared(
+    x,
+    gain,
+    gate_up,
+    scales,
+    shared,
+    rows,
+    SHARED,
+    COLUMNS: tl.constexpr,
+    UNITS: tl.constexpr,
+    PLANES: tl.constexpr,
+    BLOCK: tl.constexpr,
+    EPS: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    masked: tl.constexpr = BLOCK != UNITS
+    units = tl.arange(0, BLOCK)
+    gains = load_vector(gain, units, PLANES, COLUMNS, masked)
+    gate = load_rows(gate_up, rows, units, UNITS, masked)
+    up = load_rows(gate_up, SHARED + rows, units, UNITS, masked)
+    gate_scales = load_scales(scales, rows, units, PLANES, UNITS, masked)
+    up_scales = load_scales(scales, SHARED + rows, units, PLANES, UNITS, masked)
+    wait_for_previous(PDL)
+    vector = normalise(load_vector(x, units, PLANES, COLUMNS, masked), gains, COLUMNS, EPS)
+    activation = silu(dot(gate, gate_scales, vector)) * dot(up, up_scales, vector)
+    tl.store(shared + rows, activation.to(shared.dtype.element_ty))
+
+
+@triton.jit
 def _route_kernel(
     x,
     gain,
     router,
     bias,
     shared_gate_up,
+    scales,
     hidden,
     scores,
     arrived,
@@ -99,6 +128,9 @@ def _route_kernel(
     CHOSEN: tl.constexpr,
     COLUMNS: tl.constexpr,
     BLOCK: tl.constexpr,
+    UNITS: tl.constexpr,
+    PLANES: tl.constexpr,
+    UNITS_BLOCK: tl.constexpr,
     ROWS: tl.constexpr,
     FACTOR: tl.constexpr,
     EPS: tl.constexpr,
@@ -106,13 +138,13 @@ def _route_kernel(
 ):
     release_next(PDL)
     program = tl.program_id(0)
-    columns = tl.arange(0, BLOCK)
-    inside = columns < COLUMNS
-    gains = tl.load(gain + columns, mask=inside, other=0.0)
     if program < EXPERTS:
+        columns = tl.arange(0, BLOCK)
+        inside = columns < COLUMNS
+        gains = load_vector(gain, columns, 1, COLUMNS, BLOCK != COLUMNS)
         row = tl.load(router + program * COLUMNS + columns, mask=inside, other=0.0).to(tl.float32)
         wait_for_previous(PDL)
-        normalised = load_normalised(x, gains, columns, COLUMNS, EPS)
+        normalised = normalise(load_vector(x, columns, 1, COLUMNS, BLOCK != COLUMNS), gains, COLUMNS, EPS)[0]
         if program == 0:
             tl.store(hidden + columns, normalised, mask=inside)
         tl.store(scores + program, tl.sigmoid(tl.sum(row * normalised.to(tl.float32))))
@@ -122,25 +154,25 @@ def _route_kernel(
             tl.store(arrived, 0)
     else:
         rows = (program - EXPERTS) * ROWS + tl.arange(0, ROWS)
-        gate = load_rows(shared_gate_up, rows, columns, COLUMNS, BLOCK != COLUMNS)
-        up = load_rows(shared_gate_up + SHARED * COLUMNS, rows, columns, COLUMNS, BLOCK != COLUMNS)
-        wait_for_previous(PDL)
-        normalised = load_normalised(x, gains, columns, COLUMNS, EPS)
-        activation = silu(dot_rows(gate, normalised)) * dot_rows(up, normalised)
-        tl.store(shared + rows, activation.to(shared.dtype.element_ty))
+        _activate_shared(
+            x, gain, shared_gate_up, scales, shared, rows, SHARED, COLUMNS, UNITS, PLANES, UNITS_BLOCK, EPS, PDL
+        )
 
 
 def _launch_route(x: Tensor, mlp: Mlp, work: Scratch) -> None:
     count, columns = mlp.router.shape
-    shared = mlp.shared_down.shape[1]
-    tile = TILES["shared_gate_up"]
+    shared = mlp.shared_down.columns
+    tile = TILES["shared_gate_up", mlp.shared_gate_up.bits]
     rows = tile.rows(shared, 2 * columns)
-    _route_kernel[(count + shared // rows,)](
+    run_kernel(
+        _route_kernel,
+        (count + shared // rows,),
         x,
         mlp.gain,
         mlp.router,
         mlp.bias,
-        mlp.shared_gate_up,
+        mlp.shared_gate_up.values,
+        mlp.shared_gate_up.scales,
         work.hidden,
         work.scores,
         work.arrived,
@@ -153,6 +185,9 @@ def _launch_route(x: Tensor, mlp: Mlp, work: Scratch) -> None:
         CHOSEN=mlp.chosen,
         COLUMNS=columns,
         BLOCK=triton.next_power_of_2(columns),
+        UNITS=mlp.shared_gate_up.units,
+        PLANES=mlp.shared_gate_up.planes,
+        UNITS_BLOCK=triton.next_power_of_2(mlp.shared_gate_up.units),
         ROWS=rows,
         FACTOR=mlp.factor,
         EPS=mlp.eps,

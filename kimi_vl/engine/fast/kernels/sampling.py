@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kimi_vl.engine.base import SamplingParams
-from kimi_vl.engine.fast.kernels.operation import Operation, launch_options, release_next, wait_for_previous
+from kimi_vl.engine.fast.kernels.operation import Operation, launch_options, release_next, run_kernel, wait_for_previous
 
 BLOCK = 1024  # logits in one program
 
@@ -97,7 +97,9 @@ def _pick_kernel(
 
 
 def _launch_pick(logits: Tensor, draw: Draw, position: Tensor, best: Tensor, best_ids: Tensor) -> None:
-    _pick_kernel[(best.shape[0],)](
+    run_kernel(
+        _pick_kernel,
+        (best.shape[0],),
         logits,
         draw.temperature,
         draw.seed,
@@ -183,7 +185,9 @@ def _launch_finish(
     x: Tensor, best: Tensor, best_ids: Tensor, embeddings: Tensor, position: Tensor, tokens: Tensor
 ) -> None:
     width = x.shape[0]
-    _finish_kernel[(1,)](
+    run_kernel(
+        _finish_kernel,
+        (1,),
         x,
         best,
         best_ids,

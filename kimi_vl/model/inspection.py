@@ -5,7 +5,7 @@ Nothing here builds a network or reads a tensor, so that a folder is refused wit
 
 import json
 import math
-from base64 import b64decode
+from binascii import a2b_base64
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -281,7 +281,7 @@ def _check_vocabulary(path: Path, size: int) -> None:
     try:
         for line in filter(None, data.splitlines()):
             token, rank = line.split()
-            ranks[b64decode(token, validate=True)] = int(rank)
+            ranks[a2b_base64(token, strict_mode=True)] = int(rank)
     except ValueError:
         raise refusal(path, f"is damaged after {len(ranks):,} tokens; copy or fetch it again") from None
     if not 0 < len(ranks) <= size or list(ranks.values()) != list(range(len(ranks))):

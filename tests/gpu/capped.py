@@ -1,0 +1,84 @@
+"""Answers about eight pictures in 32,768 tokens as on a GPU with so many bytes, with full-size random weights.
+
+usage: python -m tests.gpu.capped SCHEME BYTES
+Prints JSON: the context that the engine offers, the most that torch reserved, and the most that the GPU had in use,
+which is what nvidia-smi shows.
+"""
+
+import json
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from threading import Event
+
+import torch
+from bench.full_size import TEXT, VISION
+from bench.pictures import QUESTION, Album
+
+from kimi_vl.engine.base import SamplingParams
+from kimi_vl.engine.fast.engine import FastEngine
+from kimi_vl.engine.fast.loading import _allocate
+from kimi_vl.engine.fast.matrix import Matrix
+from kimi_vl.engine.fast.network import Network
+from kimi_vl.engine.fast.weights import parts
+from kimi_vl.model.configuration import KimiVLConfig
+from kimi_vl.model.variants import WEIGHTS
+from kimi_vl.prompt.chat import question, render
+from kimi_vl.prompt.processor import KimiVLProcessor
+
+CUDA = torch.device("cuda")
+PROMPT, NEW_TOKENS = 32_768 - 64, 64
+read_memory = torch.cuda.mem_get_info
+
+
+def used() -> int:
+    """Bytes of the GPU that are in use, by whomever."""
+    free, total = read_memory()
+    return total - free
+
+
+def limit(size: int) -> None:
+    """From here on this process has a GPU of so many bytes."""
+    torch.cuda.set_per_process_memory_fraction(size / torch.cuda.get_device_properties(0).total_memory)
+    torch.cuda.mem_get_info = lambda device=None: (size - used(), size)
+
+
+@torch.no_grad()
+def fill(network: Network) -> Network:
+    """Puts random numbers everywhere."""
+    for part in (*parts(network.weights), *network.tower.parameters(), *network.projector.parameters()):
+        if isinstance(part, Matrix) and part.scales is not None:
+            part.values.random_(-(2**31), 2**31 - 1)
+            part.scales.fill_(2.0 ** -(part.bits + 5))
+        else:
+            (part.values if isinstance(part, Matrix) else part).normal_(0, 0.02)
+    return network
+
+
+def main() -> None:
+    """Does it all."""
+    scheme, size = sys.argv[1], int(sys.argv[2])
+    limit(size)
+    processor = KimiVLProcessor.from_pretrained(WEIGHTS / "tiny")
+    config = KimiVLConfig(text_config=TEXT, vision_config=VISION, media_placeholder_token_id=processor.media_id)
+    engine = FastEngine(fill(_allocate(config, CUDA, torch.bfloat16, scheme)))
+    with ThreadPoolExecutor(4) as pool, ThreadPoolExecutor(1) as watcher:
+        inputs = processor.prepare(Album(8, 1024, 768).draw(0), render([question(QUESTION, 8)]), pool)
+        ids = inputs.input_ids
+        inputs = replace(inputs, input_ids=torch.cat([ids, torch.ones(1, PROMPT - ids.shape[1], dtype=ids.dtype)], 1))
+        done = Event()
+        most_used = watcher.submit(lambda: max(used() for _ in iter(lambda: done.wait(0.001), True)))
+        tokens = list(engine.generate(inputs, SamplingParams(NEW_TOKENS, frozenset((config.text_config.vocab_size,)))))
+        done.set()
+    assert len(tokens) == NEW_TOKENS
+    found = {
+        "context": engine.context_length,
+        "reserved": torch.cuda.max_memory_reserved(),
+        "used": max(most_used.result(), used()),
+    }
+    print(json.dumps(found))
+    engine.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kimi_vl.engine.fast.kernels.quantise import WORDS, group_size, quantise_groups, quantise_rows, unpack
+from kimi_vl.engine.fast.kernels.quantise import WORDS, dequantise, group_size, quantise_groups, quantise_rows
 
 
 @dataclass(frozen=True)
@@ -61,10 +61,14 @@ class Matrix:
 
     def float(self) -> Tensor:
         """[..., rows, columns] float32."""
-        if self.scales is None:
-            return self.values.float()
-        scales = self.scales[..., None, None] if self.bits == 8 else self.scales[..., None].float()
-        return (unpack(self.values, self.bits) * scales).flatten(-2)[..., : self.columns]
+        return self.values.float() if self.bits == 16 else self.dequantised(torch.float32)
+
+    def dequantised(self, dtype: torch.dtype) -> Tensor:
+        """[..., rows, columns] of a floating type, of a matrix of 8 or 4 bits."""
+        assert self.scales is not None
+        out = torch.empty(self.shape, dtype=dtype, device=self.values.device)
+        dequantise(self.values, self.scales, self.bits, out)
+        return out
 
     def store(self, first_row: int, piece: Tensor) -> None:
         """Writes some whole rows, in the matrix's bits; nobody waits for a GPU that fetches them from pinned memory.

@@ -108,6 +108,9 @@ def launch_all() -> None:
         launch_decoder(experts_bits, bits)
     launch_others()
     quantise.quantise_groups.launch(of(2816, 2048), integers(2816, 256), of(2816, 32))
+    for bits in (8, 4):
+        weight = matrix(64, 2816, 2048, bits=bits)
+        quantise.dequantise.launch(weight.values, weight.scales, bits, of(64, 2816, 2048))
     for columns in (1408, 2048, 11264):
         quantise.quantise_rows.launch(of(2048, columns), integers(2048, columns // 4), floats(2048))
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from kimi_vl.engine.fast.kernels.quantise import group_size, pack, quantise_groups, quantise_rows, unpack
+from kimi_vl.engine.fast.kernels.quantise import dequantise, group_size, pack, quantise_groups, quantise_rows, unpack
 from kimi_vl.engine.fast.matrix import Matrix
-from tests.engine.fast.kernels import DEVICE, DTYPES, normal
+from tests.engine.fast.kernels import DEVICE, DTYPES, TOLERANCE, check, normal, poison
 
 ERRORS = {16: 0.0, 8: 0.01, 4: 0.11}  # relative, of normal numbers
 QUANTISE = {8: quantise_rows, 4: quantise_groups}
@@ -25,6 +25,14 @@ def test_little_is_lost(shape: tuple[int, ...], bits: int) -> None:
     assert matrix.bits == bits
     assert error(matrix, weight) <= ERRORS[bits]
     assert matrix[1].float().equal(matrix.float()[1])
+
+
+@DTYPES
+@pytest.mark.parametrize("bits", QUANTISE)
+@pytest.mark.parametrize("shape", [(7, 64), (5, 200), (2, 3, 96), (300, 40)])
+def test_dequantise(shape: tuple[int, ...], bits: int, dtype: torch.dtype) -> None:
+    matrix, out = Matrix.of(normal(*shape)).quantised(bits), poison(*shape, dtype=dtype)
+    check(dequantise, [out], matrix.values, matrix.scales, bits, out, tolerance=TOLERANCE[dtype])
 
 
 def test_the_bytes_shrink() -> None:

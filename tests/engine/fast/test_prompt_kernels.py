@@ -6,13 +6,14 @@ import pytest
 import torch
 
 from kimi_vl.engine.fast.kernels.join import join
-from kimi_vl.engine.fast.kernels.product import FEW, MANY, product
+from kimi_vl.engine.fast.kernels.product import FEW, MANY, WORTH_EXPANDING, add_product, multiply, product
 from kimi_vl.engine.fast.kernels.prompt import gate, mix, rotate
 from kimi_vl.engine.fast.kernels.prompt_attention import KEYS, ROWS, attend_prompt
 from kimi_vl.engine.fast.kernels.prompt_routing import TOKENS, arrange, choose
 from tests.engine.fast.kernels import (
     DEVICE,
     DTYPES,
+    HALF,
     TOLERANCE,
     attention_weights,
     check,
@@ -141,3 +142,24 @@ def test_product_of_each_experts_tokens(counts: list[int], bits: int, dtype: tor
     weight = matrix(len(counts), rows, columns, bits=bits, dtype=dtype)
     check(product, [out], x, weight, ends, out, tolerance=TOLERANCE[dtype])
     assert out[sum(counts) :].eq(7).all()
+
+
+@pytest.mark.parametrize("bits", [16, 8, 4])
+@pytest.mark.parametrize("tokens", [WORTH_EXPANDING - 1, WORTH_EXPANDING + 5])
+def test_multiply_whatever_computes_it(tokens: int, bits: int) -> None:
+    dtype = HALF if DEVICE.type == "cuda" else torch.float32
+    one, x = matrix(150, 96, bits=bits, dtype=dtype), normal(tokens, 96, dtype=dtype)
+    expected = x.float() @ one.float().T
+    assert_near(multiply(x, one), expected, TOLERANCE[dtype])
+    onto = normal(tokens, 150, dtype=dtype)
+    before = onto.float().clone()
+    add_product(onto, x, one)
+    assert_near(onto, before + expected, TOLERANCE[dtype])
+    several, first = matrix(2, 64, 96, bits=bits, dtype=dtype), tokens // 3
+    ends = torch.tensor([first, tokens], dtype=torch.int32, device=DEVICE)
+    expected = torch.cat([x[:first].float() @ several[0].float().T, x[first:].float() @ several[1].float().T])
+    assert_near(multiply(x, several, ends), expected, TOLERANCE[dtype])
+
+
+def assert_near(got: torch.Tensor, expected: torch.Tensor, tolerance: float) -> None:
+    assert (got.float() - expected).norm() / expected.norm() < tolerance

@@ -2,7 +2,8 @@
 """A prompt's products with matrices of 8 or 4 bits, which become numbers of the prompt's type on their way.
 
 A tile of the output is computed transposed, [rows of the matrix, tokens]: then what was dequantised goes from registers
-to Hopper's tensor cores. Matrices of 16 bits are left to the libraries.
+to Hopper's tensor cores. Matrices of 16 bits are left to the libraries, as are, expanded for the time, those that many
+tokens share.
 """
 
 import torch.nn.functional as F
@@ -18,6 +19,7 @@ ROWS = 128  # of the matrix, in a tile
 FEW, MANY = 32, 128  # tokens in a tile; few while an expert has at most twice as many
 UNITS = 16  # words of a row at once
 STAGES = {True: 3, False: 2}  # of these on their way, by is_hopper
+WORTH_EXPANDING = 256  # tokens for a matrix, from which on the libraries with 16 bits are faster, expanding included
 
 
 @triton.jit
@@ -156,13 +158,15 @@ product = Operation(_launch_product, product_reference)
 
 def multiply(x: Tensor, matrix: Matrix, ends: Tensor | None = None) -> Tensor:
     """[tokens, rows]: x @ matrix.T, for a matrix of any bits; for ends see product_reference."""
-    if matrix.bits != 16:
+    if matrix.bits == 16:
+        weight = matrix.values
+    elif len(x) >= WORTH_EXPANDING * (1 if ends is None else len(ends)):
+        weight = matrix.dequantised(x.dtype)
+    else:
         out = x.new_empty(len(x), matrix.shape[-2])
         product(x, matrix, ends, out)
         return out
-    if ends is None:
-        return F.linear(x, matrix.values)
-    return F.grouped_mm(x, matrix.values.mT, offs=ends)
+    return F.linear(x, weight) if ends is None else F.grouped_mm(x, weight.mT, offs=ends)
 
 
 def add_product(onto: Tensor, x: Tensor, matrix: Matrix) -> None:

@@ -1,5 +1,5 @@
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
-"""Weights → 8 or 4 bits, in one pass that reads each of them once.
+"""Weights → 8 or 4 bits, and back, in one pass that reads each of them once.
 
 8 bits: a row's largest magnitude becomes 127. 4 bits: 64 columns share a scale. Both lie in words of 32 bits, eight
 words for a group of columns, 32 or 64, of which a row's last may have fewer. Part p of a group's word w is column
@@ -16,7 +16,7 @@ from torch import Tensor
 from kimi_vl.engine.fast.kernels.operation import Operation, run_kernel
 
 WORDS = 8  # of a group
-GROUPS = 32  # in one program of `quantise_groups`
+GROUPS = 32  # in one program of `quantise_groups` and of `dequantise`
 # Of 4 bits a group's largest number becomes -8 when it is divided by the scale, which leaves 7 for the other sign. A
 # little more or less is often better for all the others: it is tried what comes of -9, -8.75 and so on.
 FIRST, STEP, TRIED = -9.0, 0.25, 9
@@ -178,6 +178,65 @@ def _round_half_up(numbers: Tensor) -> Tensor:
 
 
 quantise_groups = Operation(_launch_quantise_groups, quantise_groups_reference)
+
+
+@triton.jit(do_not_specialize=["COUNT"])
+def _dequantise_kernel(
+    values,
+    scales,
+    out,
+    COUNT,
+    COLUMNS,  # not known to the compiler, so that one kernel serves all matrices
+    BITS: tl.constexpr,
+    WORDS: tl.constexpr,
+    GROUPS: tl.constexpr,
+):
+    planes: tl.constexpr = 32 // BITS
+    groups_of_row = (COLUMNS + planes * WORDS - 1) // (planes * WORDS)
+    groups = tl.program_id(0).to(tl.int64) * GROUPS + tl.arange(0, GROUPS)
+    word, plane = tl.arange(0, WORDS)[None, None, :], tl.arange(0, planes)[None, :, None]
+    inside = groups < COUNT
+    words = tl.load(values + groups[:, None, None] * WORDS + word, mask=inside[:, None, None], other=0)
+    numbers = ((words >> (BITS * plane)) & ((1 << BITS) - 1)) - (1 << (BITS - 1))
+    rows = groups // groups_of_row
+    scale = tl.load(scales + (groups if BITS == 4 else rows), mask=inside, other=0.0).to(tl.float32)
+    columns = (groups % groups_of_row)[:, None, None] * (planes * WORDS) + plane * WORDS + word
+    places = rows[:, None, None] * COLUMNS + columns
+    result = (numbers.to(tl.float32) * scale[:, None, None]).to(out.dtype.element_ty)
+    tl.store(out + places, result, mask=inside[:, None, None] & (columns < COLUMNS))
+
+
+def _launch_dequantise(values: Tensor, scales: Tensor, bits: int, out: Tensor) -> None:
+    count = values.numel() // WORDS
+    run_kernel(
+        _dequantise_kernel,
+        (triton.cdiv(count, GROUPS),),
+        values,
+        scales,
+        out,
+        count,
+        out.shape[-1],
+        BITS=bits,
+        WORDS=WORDS,
+        GROUPS=GROUPS,
+        num_warps=4,
+    )
+
+
+def dequantise_reference(values: Tensor, scales: Tensor, bits: int, out: Tensor) -> None:
+    """Numbers times their scales.
+
+    Args:
+        values: [..., rows, groups * WORDS] int32.
+        scales: of 8 bits [..., rows] float32, of 4 bits [..., rows, groups] bfloat16.
+        bits: of a number.
+        out: [..., rows, columns] of a floating type, written.
+    """
+    of_groups = scales[..., None, None] if bits == 8 else scales[..., None].float()
+    out.copy_((unpack(values, bits) * of_groups).flatten(-2)[..., : out.shape[-1]])
+
+
+dequantise = Operation(_launch_dequantise, dequantise_reference)
 
 
 def group_size(bits: int) -> int:

@@ -1,26 +1,31 @@
 """Finds the fastest tile of each matrix in a decoding step, on the GPU at hand, with full-size random weights.
 
 Each candidate is timed as what it is for: the whole step, replayed from its graph at a context of 1024. The best of
-each stays while the next is tried. What it prints goes into TILES in kimi_vl/engine/fast/kernels/operation.py.
+each stays while the next is tried. What it prints goes into TILES in kimi_vl/engine/fast/kernels/operation.py. Kernels
+of all candidates are compiled first, by several processes.
 """
 
 import argparse
 from collections.abc import Iterator
-from itertools import pairwise
+from concurrent.futures import ProcessPoolExecutor
+from itertools import pairwise, product
+from multiprocessing import get_context
+from os import cpu_count
 from statistics import median
 
 import torch
-from bench.full_size import random_model
+from bench.full_size import TEXT, random_model
 
 from kimi_vl.engine.base import SamplingParams
 from kimi_vl.engine.fast.decode import Decoder
-from kimi_vl.engine.fast.kernels.operation import TILES, Tile
+from kimi_vl.engine.fast.kernels.operation import TILES, Tile, compile_only
 from kimi_vl.engine.fast.scheme import SCHEMES, Scheme
 from kimi_vl.engine.fast.weights import Weights
 
 CONTEXT = 1024
 ELEMENTS, WARPS = (1024, 2048, 4096, 8192, 16384, 32768), (1, 2, 4, 8)
 MOST = 256  # numbers of a thread; with more it would take long to compile, and be slow
+PROCESSES = 12  # that compile; each takes 4 GB of the GPU's memory
 EXPERTS = ("shared_gate_up", "shared_down", "gate_up", "down")
 
 
@@ -36,6 +41,28 @@ def step_milliseconds(weights: Weights, cache: torch.Tensor, rotary: torch.Tenso
         mark.record()
     torch.cuda.synchronize()
     return median(a.elapsed_time(b) for a, b in pairwise(marks[8:]))
+
+
+def weights_and_tables(scheme: Scheme) -> tuple[Weights, torch.Tensor, torch.Tensor]:
+    """Random weights of so many layers as TEXT says, a latent cache and the rotary table."""
+    weights = Weights.of(random_model(torch.device("cuda"), torch.bfloat16, media_id=163605)).quantised(scheme)
+    cache = torch.randn(len(weights.layers), 2 * CONTEXT, weights.row, device="cuda", dtype=torch.bfloat16)
+    return weights, cache, weights.rotary(2 * CONTEXT)
+
+
+@torch.inference_mode()
+def compile_step(key: tuple[str, int], tile: Tile, scheme: Scheme) -> None:
+    """Compiles the kernels of a step with a tile, for Triton's cache; in a process of its own."""
+    if not compiled_for:
+        TEXT["num_hidden_layers"] = 2  # one of each kind
+        compiled_for.append(Decoder(*weights_and_tables(scheme)))
+        compile_only()
+    kept, TILES[key] = TILES[key], tile
+    compiled_for[0].run(False)
+    TILES[key] = kept
+
+
+compiled_for: list[Decoder] = []  # the one of such a process
 
 
 def candidates() -> Iterator[Tile]:
@@ -59,16 +86,16 @@ def main() -> None:
     add("--quantization", choices=SCHEMES, default="none", help="bits of the weights (default: %(default)s)")
     given = parser.parse_args()
     scheme = SCHEMES[given.quantization]
-    model = random_model(torch.device("cuda"), torch.bfloat16, media_id=163605)
-    weights = Weights.of(model).quantised(scheme)
-    cache = torch.randn(len(weights.layers), 2 * CONTEXT, weights.row, device="cuda", dtype=torch.bfloat16)
-    rotary = weights.rotary(2 * CONTEXT)
-    print(f"as it is: {step_milliseconds(weights, cache, rotary):.3f} ms", flush=True)
-    for name in given.names:
-        key, times = (name, bits(name, scheme)), {}
+    keys = [(name, bits(name, scheme)) for name in given.names]
+    with ProcessPoolExecutor(min(cpu_count() or 1, PROCESSES), get_context("spawn")) as pool:
+        list(pool.map(compile_step, *zip(*product(keys, candidates(), [scheme]), strict=True)))
+    model_parts = weights_and_tables(scheme)
+    print(f"as it is: {step_milliseconds(*model_parts):.3f} ms", flush=True)
+    for key in keys:
+        times = {}
         for tile in candidates():
             TILES[key] = tile
-            times[tile] = step_milliseconds(weights, cache, rotary)
+            times[tile] = step_milliseconds(*model_parts)
         TILES[key] = min(times, key=lambda tile: times[tile])
         print(f"{key}: {TILES[key]},  # {times[TILES[key]]:.3f} ms a step, others to {max(times.values()):.3f}")
 

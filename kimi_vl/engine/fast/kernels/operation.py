@@ -66,7 +66,7 @@ def compile_ahead(*works: Callable[[], object]) -> None:
         del _noting.calls
     triton.runtime.driver.active.get_current_device()  # whose initialisation is not made for several threads
     one_of_each = {operation: call for (operation, _), call in calls.items()}
-    with ThreadPoolExecutor(initializer=_compile_only) as pool:
+    with ThreadPoolExecutor(initializer=compile_only) as pool:
         list(pool.map(_call, calls.values()))
     with ThreadPoolExecutor() as pool:
         list(pool.map(_call, one_of_each.values()))
@@ -74,7 +74,8 @@ def compile_ahead(*works: Callable[[], object]) -> None:
         _call(call)
 
 
-def _compile_only() -> None:
+def compile_only() -> None:
+    """From here on the calling thread's launches compile their kernels and do no more."""
     _compiling.only = True
 
 

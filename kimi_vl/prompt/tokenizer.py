@@ -65,7 +65,7 @@ class TikTokenTokenizer(PreTrainedTokenizer):
         names = {n: NAMED_CONTROL_TOKENS.get(n, f"<|reserved_token_{size + n}|>") for n in range(CONTROL_TOKENS)}
         self.control = {name: size + n for n, name in names.items()}
         self._token_bytes = list(self._ranks)
-        self._encoding = tiktoken.Encoding(
+        self.encoding = tiktoken.Encoding(
             "kimi-vl", pat_str=SPLIT_PATTERN, mergeable_ranks=self._ranks, special_tokens=self.control
         )
         super().__init__(
@@ -91,7 +91,7 @@ class TikTokenTokenizer(PreTrainedTokenizer):
 
     def encode_text(self, text: str) -> list[int]:
         """Ids of plain text; the name of a control token in it is text like any other."""
-        return [token for piece in _pieces(text) for token in self._encoding.encode_ordinary(piece)]
+        return [token for piece in _pieces(text) for token in self.encoding.encode_ordinary(piece)]
 
     def token_bytes(self, token: int) -> bytes:
         """UTF-8 bytes of an id, often a part of a character; a control token has none."""

@@ -1,0 +1,88 @@
+"""Answers that are JSON by a schema: which tokens may come next, decided by a grammar (llguidance)."""
+
+import json
+from functools import cached_property
+from typing import Any
+
+from llguidance import LLMatcher, LLTokenizer
+from llguidance.tiktoken import lltokenizer_from_encoding
+from llguidance.torch import allocate_token_bitmask, fill_next_token_bitmask
+from torch import Tensor
+
+from kimi_vl.errors import InvalidRequest
+from kimi_vl.output.thinking import CLOSING, OPENING
+from kimi_vl.prompt.tokenizer import TikTokenTokenizer
+
+MAX_SCHEMA_CHARACTERS = 100_000
+STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}  # as json.dumps writes it
+_CLOSING_IN_REGEX = CLOSING.replace("/", r"\/")
+# In the thinking anything goes, up to the first closing marker.
+WITH_THINKING = rf"""start: ("{OPENING}" thinking BREAK)? answer
+thinking[lazy]: /(?s:.*){_CLOSING_IN_REGEX}/
+BREAK: /\n{{0,2}}/
+"""
+WITHOUT_THINKING = "start: answer\n"
+
+
+class JsonConstraint:
+    """Follows one output, and tells which tokens keep it on the way to JSON by its schema."""
+
+    def __init__(self, matcher: LLMatcher, vocabulary: int) -> None:
+        self._matcher = matcher
+        self._mask = allocate_token_bitmask(1, vocabulary)
+
+    def accept(self, token: int) -> None:
+        """Called with each token of the output, in order."""
+        self._matcher.consume_token(token)
+        self._check()
+
+    def mask(self) -> Tensor:
+        """[vocabulary / 32] int32 on the host, a bit for each token that may come next; changed by the next call."""
+        fill_next_token_bitmask(self._matcher, self._mask)
+        self._check()
+        return self._mask[0]
+
+    def _check(self) -> None:
+        if self._matcher.is_error():
+            raise InvalidRequest("json_schema is too complicated to be followed; simplify its patterns and choices.")
+
+
+class JsonConstraints:
+    """Makes the constraints of a model's outputs."""
+
+    def __init__(self, tokenizer: TikTokenTokenizer, thinks: bool) -> None:
+        self._tokenizer = tokenizer
+        self._start = WITH_THINKING if thinks else WITHOUT_THINKING
+
+    def by_schema(self, schema: str) -> JsonConstraint:
+        """An output whose answer is JSON by a JSON Schema, written in JSON.
+
+        Raises:
+            InvalidRequest: it is none, or has something that cannot be enforced; the message names that.
+        """
+        parsed = _parse(schema) | {"x-guidance": STYLE}
+        matcher = LLMatcher(self._matchers_tokenizer, f"{self._start}answer: %json {json.dumps(parsed)}\n")
+        if matcher.is_error():
+            reason = matcher.get_error().splitlines()[0].rpartition("JSON schema: ")[2][:200].rstrip(".")
+            raise InvalidRequest(f"json_schema cannot be enforced: {reason}; leave that out or change it.")
+        return JsonConstraint(matcher, self._tokenizer.vocab_size)
+
+    @cached_property
+    def _matchers_tokenizer(self) -> LLTokenizer:  # takes 0.6 s
+        return lltokenizer_from_encoding(
+            self._tokenizer.encoding, n_vocab=self._tokenizer.vocab_size, eos_token=sorted(self._tokenizer.stop_ids)
+        )
+
+
+def _parse(schema: str) -> dict[str, Any]:
+    if len(schema) > MAX_SCHEMA_CHARACTERS:
+        raise InvalidRequest(
+            f"json_schema has {len(schema):,} characters and the limit is {MAX_SCHEMA_CHARACTERS:,}; shorten it."
+        )
+    try:
+        parsed = json.loads(schema)
+    except (ValueError, RecursionError):
+        raise InvalidRequest("json_schema is not JSON; send a JSON Schema, an object in JSON.") from None
+    if not isinstance(parsed, dict):
+        raise InvalidRequest("json_schema is not an object; send a JSON Schema, an object in JSON.")
+    return parsed

@@ -4,9 +4,10 @@ import json
 from functools import cached_property
 from typing import Any
 
+import torch
 from llguidance import LLMatcher, LLTokenizer
+from llguidance.numpy import fill_next_token_bitmask
 from llguidance.tiktoken import lltokenizer_from_encoding
-from llguidance.torch import allocate_token_bitmask, fill_next_token_bitmask
 from torch import Tensor
 
 from kimi_vl.errors import InvalidRequest
@@ -29,7 +30,7 @@ class JsonConstraint:
 
     def __init__(self, matcher: LLMatcher, vocabulary: int) -> None:
         self._matcher = matcher
-        self._mask = allocate_token_bitmask(1, vocabulary)
+        self._mask = torch.zeros(1, -(-vocabulary // 32), dtype=torch.int32)
 
     def accept(self, token: int) -> None:
         """Called with each token of the output, in order."""
@@ -38,7 +39,7 @@ class JsonConstraint:
 
     def mask(self) -> Tensor:
         """[vocabulary / 32] int32 on the host, a bit for each token that may come next; changed by the next call."""
-        fill_next_token_bitmask(self._matcher, self._mask)
+        fill_next_token_bitmask(self._matcher, self._mask.numpy())
         self._check()
         return self._mask[0]
 

@@ -97,6 +97,48 @@ class Predictor(BasePredictor):
             default=-1,
             ge=-1,
         ),
+        top_k: int = Input(
+            description="Draw only from so many of the likeliest words. 0 draws from all.", default=0, ge=0, le=163840
+        ),
+        min_p: float = Input(
+            description="Draw only from words at least this probable, as a share of the likeliest word's probability.",
+            default=0.0,
+            ge=0,
+            le=1,
+        ),
+        repetition_penalty: float = Input(
+            description="Above 1 makes words that the model has already written less likely, below 1 likelier; 1 does "
+            "nothing.",
+            default=1.0,
+            ge=0.01,
+            le=100,
+        ),
+        presence_penalty: float = Input(
+            description="Above 0 makes words that the model has already written less likely, below 0 likelier, however "
+            "often they came.",
+            default=0.0,
+            ge=-2,
+            le=2,
+        ),
+        frequency_penalty: float = Input(
+            description="Above 0 makes words that the model has already written less likely, below 0 likelier, the "
+            "more so the more often they came.",
+            default=0.0,
+            ge=-2,
+            le=2,
+        ),
+        thinking_budget: int = Input(
+            description="The most tokens that the model may think for before it must answer: -1 for as many as it "
+            "likes, 0 for no thinking. A model that does not think ignores it.",
+            default=-1,
+            ge=-1,
+            le=32768,
+        ),
+        stop: list[str] = Input(
+            description="Up to eight texts, of 100 characters at most. The answer ends before the first that comes up "
+            "in it; the thinking does not.",
+            default=[],
+        ),
         stream: bool = Input(
             description="Send the text piece by piece as it is made, instead of all of it at the end.", default=False
         ),
@@ -118,6 +160,13 @@ class Predictor(BasePredictor):
                     top_p=float(top_p),
                     max_new_tokens=int(max_new_tokens),
                     seed=None if seed == -1 else int(seed),
+                    top_k=int(top_k),
+                    min_p=float(min_p),
+                    repetition_penalty=float(repetition_penalty),
+                    presence_penalty=float(presence_penalty),
+                    frequency_penalty=float(frequency_penalty),
+                    thinking_budget=int(thinking_budget),
+                    stop=stop,
                 )
                 with self.service.answer(request) as answer:
                     for delta in in_chunks(answer, CHUNK_SECONDS) if stream else [joined(answer)]:

@@ -54,10 +54,47 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
         "help": "longest output, thinking included (default: %(default)s)",
     },
     "--seed": {"type": int, "help": "the same seed gives the same answer (default: a new one each time)"},
+    "--top-k": {
+        "type": int,
+        "default": 0,
+        "help": "draw from so many of the likeliest tokens; 0 draws from all (default: %(default)s)",
+    },
+    "--min-p": {
+        "type": float,
+        "default": 0.0,
+        "help": "draw from tokens at least this probable, as a share of the likeliest one's (default: %(default)s)",
+    },
+    "--repetition-penalty": {
+        "type": float,
+        "default": 1.0,
+        "help": "above 1 makes tokens that were generated less likely, below 1 likelier (default: %(default)s)",
+    },
+    "--presence-penalty": {
+        "type": float,
+        "default": 0.0,
+        "help": "from -2 to 2; above 0 makes tokens that were generated less likely (default: %(default)s)",
+    },
+    "--frequency-penalty": {
+        "type": float,
+        "default": 0.0,
+        "help": "the same, the more so the more often they were generated (default: %(default)s)",
+    },
+    "--thinking-budget": {
+        "type": int,
+        "default": -1,
+        "help": "most tokens of thinking before the answer; 0: no thinking, -1: no limit (default: %(default)s)",
+    },
+    "--stop": {
+        "metavar": "TEXT",
+        "action": "append",
+        "default": [],
+        "help": "end the answer before this text; may be given up to eight times",
+    },
     "--json": {"action": "store_true", "help": "print one JSON object and nothing else"},
 }
 DIM, PLAIN = "\033[2m", "\033[0m"
-REQUEST = ("prompt", "images", "system_prompt", "temperature", "top_p", "max_new_tokens", "seed")
+SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
+REQUEST = ("prompt", "images", "system_prompt", *SAMPLING, "max_new_tokens", "seed", "thinking_budget", "stop")
 BAD_INPUT, INTERRUPTED, READER_GONE = 2, 130, 141  # exit statuses
 
 

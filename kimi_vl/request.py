@@ -16,6 +16,9 @@ from kimi_vl.settings import Settings
 MAX_CHARACTERS = 1_000_000  # of a text; far more than any context takes, and encoded within a second
 MAX_NEW_TOKENS = 32_768
 MAX_SEED = 2**63 - 1
+MAX_TOP_K = 163_840  # the vocabulary
+MAX_STOPS = 8
+MAX_STOP_CHARACTERS = 100
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,13 @@ class Request:
     top_p: float = 1.0
     max_new_tokens: int = 2048
     seed: int | None = None  # None: a new one, reported with the answer
+    top_k: int = 0  # 0: all
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    thinking_budget: int = -1  # tokens; -1: no limit, 0: no thinking
+    stop: Sequence[str] = ()
 
     def check(self, settings: Settings) -> None:
         """Everything that can be known before a file is opened.
@@ -53,6 +63,22 @@ class Request:
         _check_range("max_new_tokens", self.max_new_tokens, 1, MAX_NEW_TOKENS)
         if self.seed is not None:
             _check_range("seed", self.seed, 0, MAX_SEED)
+        _check_range("top_k", self.top_k, 0, MAX_TOP_K)
+        _check_range("min_p", self.min_p, 0, 1)
+        _check_range("repetition_penalty", self.repetition_penalty, 0.01, 100)
+        _check_range("presence_penalty", self.presence_penalty, -2, 2)
+        _check_range("frequency_penalty", self.frequency_penalty, -2, 2)
+        _check_range("thinking_budget", self.thinking_budget, -1, MAX_NEW_TOKENS)
+        if len(self.stop) > MAX_STOPS:
+            raise InvalidRequest(
+                f"The request has {len(self.stop)} stop strings and the limit is {MAX_STOPS}; send fewer."
+            )
+        for position, text in enumerate(self.stop):
+            if not 1 <= len(text) <= MAX_STOP_CHARACTERS:
+                raise InvalidRequest(
+                    f"The {ordinal(position)} stop string has {len(text):,} characters and must have from 1 to "
+                    f"{MAX_STOP_CHARACTERS}."
+                )
 
     def pictures(self, settings: Settings) -> list[Callable[[], Image.Image]]:
         """What reads and decodes each picture, and raises InvalidRequest when it cannot be used."""

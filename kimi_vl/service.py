@@ -2,24 +2,26 @@
 
 import os
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Barrier
 from time import monotonic
 
 import torch
 
-from kimi_vl.engine.base import Engine, Generation, SamplingParams
+from kimi_vl.engine.base import Engine, Generation, SamplingParams, nothing_forced
 from kimi_vl.engine.reference import ReferenceEngine
 from kimi_vl.errors import Misconfigured
 from kimi_vl.model.checkpoint import load_model
 from kimi_vl.model.fetch import fetch
 from kimi_vl.model.variants import Variant, fetchable, find_model
+from kimi_vl.output.budget import ThinkingBudget
 from kimi_vl.output.detokenizer import Detokenizer
+from kimi_vl.output.stop import StopMatcher
 from kimi_vl.output.thinking import Delta, ThinkingSplitter
-from kimi_vl.prompt.chat import answer_prefix, question, render
+from kimi_vl.prompt.chat import answer_prefix, question, render, with_no_thinking
 from kimi_vl.prompt.processor import KimiVLProcessor
 from kimi_vl.prompt.tokenizer import TikTokenTokenizer
 from kimi_vl.request import Request
@@ -42,16 +44,24 @@ class Usage:
     finish_reason: str = "stopped"  # stop, length, or stopped by the caller
     time_to_first_token: float = 0.0
     tokens_per_second: float = 0.0  # after the first token
+    timings: dict[str, float] = field(default_factory=dict)  # seconds of each stage
 
 
 class Answer:
     """The text of one request as it comes, iterable once; `usage` is complete when it has ended."""
 
     def __init__(
-        self, generation: Generation, tokenizer: TikTokenTokenizer, usage: Usage, started: float, thinks: bool
+        self,
+        generation: Generation,
+        tokenizer: TikTokenTokenizer,
+        usage: Usage,
+        started: float,
+        thinks: bool,
+        stops: Sequence[str],
     ) -> None:
         self.usage = usage
         self._thinks = thinks
+        self._stops = stops
         self._generation = generation
         self._tokenizer = tokenizer
         self._started = started
@@ -73,6 +83,7 @@ class Answer:
 
     def __iter__(self) -> Iterator[Delta]:
         detokenizer, splitter = Detokenizer(self._tokenizer), ThinkingSplitter(self._thinks)
+        matcher = StopMatcher(self._stops)
         for count, token in enumerate(self._generation, start=1):
             thinking_before = splitter.in_thinking
             delta = splitter.feed(detokenizer.feed(token))
@@ -80,21 +91,28 @@ class Answer:
                 self.usage.thinking_tokens = count  # the markers belong to the thinking
             self.usage.answer_tokens = count - self.usage.thinking_tokens
             self._clock(count)
-            if delta:
+            if delta := replace(delta, answer=matcher.feed(delta.answer)):
                 yield delta
-        self.usage.finish_reason = self._generation.finish_reason
+            if matcher.matched:
+                self.stop()
+                break
+        self.usage.finish_reason = "stop" if matcher.matched else self._generation.finish_reason
         self.usage.cached_tokens = self._generation.cached_tokens
+        self.usage.timings |= self._generation.timings
         if splitter.undecided and self.usage.finish_reason == "length":  # cut inside the opening marker
             self.usage.thinking_tokens, self.usage.answer_tokens = self.usage.answer_tokens, 0
-        elif rest := splitter.close():
+            return
+        rest = splitter.close()
+        if rest := replace(rest, answer=matcher.feed(rest.answer) + matcher.close()):
             yield rest
 
     def _clock(self, count: int) -> None:
         elapsed = monotonic() - self._started
         if count == 1:
-            self.usage.time_to_first_token = elapsed
+            self.usage.time_to_first_token = self.usage.timings["first_token"] = elapsed
         else:
-            self.usage.tokens_per_second = (count - 1) / (elapsed - self.usage.time_to_first_token)
+            self.usage.timings["decode"] = decoding = elapsed - self.usage.time_to_first_token
+            self.usage.tokens_per_second = (count - 1) / decoding
 
 
 class Service:
@@ -139,21 +157,33 @@ class Service:
         request.check(self.settings)
         system = {"role": "system", "content": request.system_prompt}
         prompt = render([system, question(request.prompt, len(request.images))])
+        thinks = self.variant.thinks and request.thinking_budget != 0
+        if self.variant.thinks and not thinks:
+            prompt = with_no_thinking(prompt)
         inputs = self._processor.prepare(request.pictures(self.settings), prompt, self._pool)
         params = SamplingParams(
             max_new_tokens=request.max_new_tokens,
             stop_ids=self._processor.tokenizer.stop_ids,
             temperature=self.variant.temperature if request.temperature is None else request.temperature,
             top_p=request.top_p,
+            top_k=request.top_k,
+            min_p=request.min_p,
+            repetition_penalty=request.repetition_penalty,
+            presence_penalty=request.presence_penalty,
+            frequency_penalty=request.frequency_penalty,
             seed=secrets.randbelow(2**31) if request.seed is None else request.seed,
         )
         usage = Usage(
             input_tokens=inputs.input_ids.shape[1],
             image_tokens=int((inputs.input_ids == self._processor.media_id).sum()),
             seed=params.seed,
+            timings={"preprocess": monotonic() - started},
         )
-        generation = self._engine.generate(inputs, params)
-        return Answer(generation, self._processor.tokenizer, usage, started, self.variant.thinks)
+        tokenizer = self._processor.tokenizer
+        bounded = thinks and request.thinking_budget > 0
+        forced_after = ThinkingBudget(request.thinking_budget, tokenizer) if bounded else nothing_forced
+        generation = self._engine.generate(inputs, params, forced_after)
+        return Answer(generation, tokenizer, usage, started, thinks, request.stop)
 
     @property
     def healthy(self) -> bool:

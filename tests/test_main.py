@@ -12,6 +12,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from kimi_vl.__main__ import main
+from kimi_vl.output.budget import ENOUGH
 
 
 @pytest.fixture
@@ -52,6 +53,8 @@ def test_json_is_one_object_and_nothing_else(number: str, capsys: pytest.Capture
     [
         ([" "], "error: The prompt is empty"),
         (["hi", "--temperature", "3"], "error: temperature is 3.0"),
+        (["hi", "--top-k", "-1"], "error: top_k is -1"),
+        (["hi", "--stop", "a", "--stop", ""], "error: The second stop string has 0 characters"),
         (["hi", "--model", "no-such"], "error: 'no-such' is neither a checkpoint folder nor one of"),
         (["hi", "/no/such/picture.png"], "error: The first picture"),
     ],
@@ -64,6 +67,30 @@ def test_bad_input_ends_with_status_2_and_one_clear_line(
     assert output.out == ""
     assert output.err.splitlines()[-1].startswith(message)
     assert output.err.count("error:") == 1
+
+
+def test_options_choose_tokens_and_end_the_text(capsys: pytest.CaptureFixture[str]) -> None:
+    options = [
+        "--temperature",
+        "2",
+        "--top-k",
+        "1",
+        "--min-p",
+        "0.5",
+        "--thinking-budget",
+        "4",
+        "--stop",
+        "x",
+        "--stop",
+        "1",
+    ]
+    penalties = ["--repetition-penalty", "1.1", "--presence-penalty", "-0.1", "--frequency-penalty", "0.1"]
+    assert main(["What is 12 + 7?", "--model", "tiny", "--json", *options, *penalties]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["thinking"].endswith(ENOUGH)
+    assert result["finish_reason"] == "stop"
+    assert "1" not in result["answer"]
+    assert result["usage"]["timings"].keys() >= {"preprocess", "queue", "prefill", "first_token", "decode"}
 
 
 def test_options_may_stand_anywhere(number: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -28,6 +28,18 @@ GOOD = Request(prompt="What is this?")
         ({"max_new_tokens": 32769}, "max_new_tokens is 32769"),
         ({"seed": -1}, "seed is -1"),
         ({"seed": MAX_SEED + 1}, "seed is"),
+        ({"top_k": -1}, "top_k is -1 and must be from 0 to 163840"),
+        ({"top_k": 163841}, "top_k is 163841"),
+        ({"min_p": 1.01}, "min_p is 1.01 and must be from 0 to 1"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty is 0.0 and must be from 0.01 to 100"),
+        ({"repetition_penalty": float("inf")}, "repetition_penalty is inf"),
+        ({"presence_penalty": -2.1}, "presence_penalty is -2.1 and must be from -2 to 2"),
+        ({"frequency_penalty": float("nan")}, "frequency_penalty is nan"),
+        ({"thinking_budget": -2}, "thinking_budget is -2 and must be from -1 to 32768"),
+        ({"thinking_budget": 32769}, "thinking_budget is 32769"),
+        ({"stop": ["a"] * 9}, "has 9 stop strings and the limit is 8; send fewer"),
+        ({"stop": ["a", ""]}, "second stop string has 0 characters and must have from 1 to 100"),
+        ({"stop": ["a" * 101]}, "first stop string has 101 characters"),
     ],
 )
 def test_limits(change: dict[str, Any], message: str) -> None:
@@ -42,6 +54,8 @@ def test_limits(change: dict[str, Any], message: str) -> None:
         {"images": [Path("p.png")] * 8},
         {"temperature": 0.0, "top_p": 0.0, "max_new_tokens": 32768, "seed": MAX_SEED},
         {"temperature": 2.0, "seed": 0, "system_prompt": ""},
+        {"top_k": 163840, "min_p": 1.0, "repetition_penalty": 0.01, "presence_penalty": -2.0, "frequency_penalty": 2.0},
+        {"thinking_budget": 0, "stop": ["a" * 100] * 8},
     ],
 )
 def test_what_is_within_the_limits_passes(change: dict[str, Any]) -> None:

@@ -69,6 +69,35 @@ def test_cut_inside_the_thinking_there_is_no_answer(service: Service) -> None:
     assert (answer.usage.thinking_tokens, answer.usage.answer_tokens) == (12, 0)
 
 
+@pytest.mark.parametrize(
+    ("stop", "text"),
+    [
+        (["9"], "1"),
+        (["19"], ""),
+        (["1", "9"], ""),
+        (["8", "9x"], "19"),  # what was held back comes at the end
+    ],
+)
+def test_a_stop_string_ends_the_answer_and_not_the_thinking(service: Service, stop: list[str], text: str) -> None:
+    full = service.answer(Request("What is 12 + 7?"))
+    thinking, _ = texts(full)
+    assert "19" in thinking
+    answer = service.answer(Request("What is 12 + 7?", stop=stop))
+    assert texts(answer) == (thinking, text)
+    assert answer.usage.finish_reason == "stop"
+    assert answer.usage.thinking_tokens == full.usage.thinking_tokens
+
+
+def test_what_an_answer_took_is_told_by_stage(service: Service, number: Path) -> None:
+    answer = service.answer(Request("What number is in the picture?", images=[number]))
+    list(answer)
+    timings = answer.usage.timings
+    assert set(timings) == {"preprocess", "queue", "prefill", "first_token", "decode"}
+    assert min(timings.values()) > 0
+    assert timings["first_token"] == answer.usage.time_to_first_token
+    assert timings["first_token"] >= timings["preprocess"] + timings["queue"] + timings["prefill"]
+
+
 @pytest.mark.parametrize("cut", [1, 2, 3])
 def test_cut_inside_the_opening_marker_there_is_nothing(service: Service, cut: int) -> None:
     answer = service.answer(Request("What is 12 + 7?", max_new_tokens=cut))
@@ -209,6 +238,22 @@ def test_of_a_model_that_does_not_think_everything_is_answer() -> None:
         assert texts(answer) == expected
         assert (answer.usage.thinking_tokens > 0) == thinks
         service.close()
+
+
+def test_a_stop_string_ends_the_generation() -> None:
+    class Rambling(Engine):
+        def _decode(self, inputs: ModelInputs, generation: Generation) -> None:
+            while generation.emit(processor.tokenizer.encode_text("a")[0]):
+                pass
+
+    processor = KimiVLProcessor.from_pretrained(WEIGHTS / "tiny")
+    service = Service(Settings(), UNNAMED, processor, Rambling(context_length=1_000_000))
+    answer = service.answer(Request("What is 12 + 7?", stop=["aaa"], max_new_tokens=30_000, thinking_budget=0))
+    assert texts(answer) == ("", "")
+    assert answer._generation.stopped
+    assert answer.usage.answer_tokens == 3
+    assert answer.usage.finish_reason == "stop"
+    service.close()
 
 
 @pytest.mark.parametrize(

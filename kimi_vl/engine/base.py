@@ -4,9 +4,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from queue import Empty, SimpleQueue
 from threading import Event, current_thread
-from typing import Literal
+from time import monotonic
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -88,12 +90,64 @@ class SamplingParams:
     temperature: float = 0.6
     top_p: float = 1.0
     top_k: int = 0  # 0: all
+    min_p: float = 0.0  # of the likeliest token's probability
+    repetition_penalty: float = 1.0  # these three as in vLLM, but of generated tokens only, those forced among them
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
     seed: int = 0
 
     @property
     def greedy(self) -> bool:
         """Below this temperature float32 probabilities are all on the likeliest token."""
         return self.temperature < 1e-4
+
+    @property
+    def penalises(self) -> bool:
+        """What was generated changes what comes next, beyond what the model makes of it."""
+        return self.repetition_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
+
+    @property
+    def truncates(self) -> bool:
+        """The draw is from less than all tokens."""
+        return not self.greedy and (self.top_p < 1 or self.top_k > 0 or self.min_p > 0)
+
+
+Forcing = Callable[[int], Sequence[int]]  # told each token that the model chose: the ids that must follow it
+
+
+def nothing_forced(token: int) -> Sequence[int]:
+    """The model chooses every token."""
+    return ()
+
+
+class Stopwatch:
+    """How long the stages of some work on a device take. A GPU notes the moments by itself, and nobody waits for it."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._on_gpu = device.type == "cuda"
+        self._stages: list[str] = []
+        self._moments: list[Any] = []  # the first stage's beginning, then each stage's end
+
+    def start(self) -> None:
+        """Begins the first stage."""
+        self._stages, self._moments = [], [self._now()]
+
+    def ended(self, stage: str) -> None:
+        """A stage has ended, and the next one begins."""
+        self._stages.append(stage)
+        self._moments.append(self._now())
+
+    def seconds(self) -> dict[str, float]:
+        """Of each stage. On a GPU, ask when it has passed them all."""
+        lasted = [a.elapsed_time(b) / 1000 if self._on_gpu else b - a for a, b in pairwise(self._moments)]
+        return dict(zip(self._stages, lasted, strict=True))
+
+    def _now(self) -> Any:
+        if not self._on_gpu:
+            return monotonic()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
 
 
 class Generation:
@@ -103,11 +157,19 @@ class Generation:
     first token, leaves nothing running.
     """
 
-    def __init__(self, params: SamplingParams, start: Callable[["Generation"], object]) -> None:
+    def __init__(
+        self,
+        params: SamplingParams,
+        start: Callable[["Generation"], object],
+        forced_after: Forcing = nothing_forced,
+    ) -> None:
         self.params = params
+        self.forced_after = forced_after  # called by the engine once for each token that it chose itself and emitted
         self._start = start
         self.finish_reason: Literal["stop", "length", "stopped"] = "stopped"
         self.cached_tokens = 0  # of the prompt, not computed again; set by the engine before the first token
+        self.timings: dict[str, float] = {}  # seconds of stages up to the first token, set by the engine before it
+        self._asked = 0.0
         self._emitted = 0
         self._stop_requested = Event()
         self._tokens: SimpleQueue[int | BaseException | None] = SimpleQueue()
@@ -123,6 +185,10 @@ class Generation:
     def stopped(self) -> bool:
         """Nobody waits for tokens any more."""
         return self._stop_requested.is_set()
+
+    def begin(self) -> None:
+        """Called by the engine's thread when the requests before this one have ended."""
+        self.timings["queue"] = monotonic() - self._asked
 
     def emit(self, token: int) -> bool:
         """Called by the engine with each new token; False says that it was the last one."""
@@ -144,6 +210,7 @@ class Generation:
 
     def __iter__(self) -> Iterator[int]:
         try:
+            self._asked = monotonic()
             self._start(self)
             while True:
                 try:
@@ -173,9 +240,15 @@ class Engine(ABC):
         """Requests can succeed. Once this is false none ever will in this process."""
         return self._runner.is_alive() and not self._gpu_lost
 
-    def generate(self, inputs: ModelInputs, params: SamplingParams) -> Generation:
+    def generate(
+        self, inputs: ModelInputs, params: SamplingParams, forced_after: Forcing = nothing_forced
+    ) -> Generation:
         """What will be generated for a prompt. max_new_tokens is cut to what the context length leaves.
 
+        Args:
+            inputs: the prompt.
+            params: how tokens are chosen.
+            forced_after: called on the engine's thread; what it forces counts as generated.
         Raises:
             InvalidRequest: the prompt leaves no room for an answer.
         """
@@ -187,7 +260,7 @@ class Engine(ABC):
                 f"{self.context_length - 1:,}; shorten the text or send fewer pictures."
             )
         params = replace(params, max_new_tokens=min(params.max_new_tokens, room))
-        return Generation(params, lambda generation: self._thread.submit(self._run, inputs, generation))
+        return Generation(params, lambda generation: self._thread.submit(self._run, inputs, generation), forced_after)
 
     def close(self) -> None:
         """Waits for the request in progress and ends the thread."""
@@ -195,6 +268,7 @@ class Engine(ABC):
 
     def _run(self, inputs: ModelInputs, generation: Generation) -> None:
         try:
+            generation.begin()
             if not generation.stopped:  # it may have waited for another to end
                 self._decode(inputs, generation)
         except BaseException as error:

@@ -66,7 +66,7 @@ class ThinkingSplitter:
             self._held = rest
             self._section = self._answer
             return Delta(thinking, self._answer().answer)
-        settled = len(thinking) - _overlap(thinking, CLOSING)
+        settled = len(thinking) - overlap(thinking, CLOSING)
         self._held = thinking[settled:]
         return Delta(thinking=thinking[:settled])
 
@@ -75,6 +75,6 @@ class ThinkingSplitter:
         return Delta(answer=answer)
 
 
-def _overlap(text: str, marker: str) -> int:
+def overlap(text: str, marker: str) -> int:
     """Length of the longest end of the text that is a beginning of the marker, and not all of it."""
     return next((n for n in range(len(marker) - 1, 0, -1) if text.endswith(marker[:n])), 0)

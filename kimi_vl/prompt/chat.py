@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 DEFAULT_SYSTEM_PROMPT = "You are a helpful assistant"
 ROLES = ("system", "user", "assistant")
+NO_THINKING = f"{OPENING}\n\n{CLOSING}"  # what a model that thinks takes as thinking that is over
 
 Message = Mapping[
     str, Any
@@ -84,6 +85,11 @@ def encode(prompt: ChatPrompt, tokenizer: "TikTokenTokenizer", tokens_per_pictur
             assert isinstance(piece, Control)
             ids += [tokenizer.control[piece.name]] * (next(repeats) if piece == MEDIA_PAD else 1)
     return ids
+
+
+def with_no_thinking(prompt: ChatPrompt) -> ChatPrompt:
+    """A prompt after which a model that thinks answers at once."""
+    return ChatPrompt([*prompt.pieces, NO_THINKING])
 
 
 def answer_prefix(tokenizer: "TikTokenTokenizer") -> tuple[int, ...]:

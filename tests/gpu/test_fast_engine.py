@@ -13,6 +13,7 @@ from torch import Tensor
 from kimi_vl.engine.base import ModelInputs, SamplingParams
 from kimi_vl.engine.fast.engine import FastEngine
 from kimi_vl.engine.fast.kernels.operation import is_hopper
+from kimi_vl.engine.fast.kernels.sampling import Stages
 from kimi_vl.engine.fast.network import Network
 from kimi_vl.engine.fast.prefill import prefill
 from kimi_vl.engine.reference import ReferenceEngine
@@ -83,18 +84,29 @@ def test_logits_are_as_near_to_float32_as_transformers(
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("choice", [{"temperature": 0.0}, {"top_p": 0.9, "top_k": 40}], ids=["greedy", "truncated"])
+@pytest.mark.parametrize(
+    "choice",
+    [
+        {"temperature": 0.0},
+        {"top_p": 0.9, "top_k": 40},
+        {"temperature": 0.0, "repetition_penalty": 1.5},
+        {"min_p": 0.05, "presence_penalty": 1.0, "frequency_penalty": 0.5},
+    ],
+    ids=["greedy", "truncated", "greedy and penalised", "truncated and penalised"],
+)
 def test_a_graphs_replay_is_the_step_bit_by_bit(full_engine: FastEngine, choice: dict[str, Any]) -> None:
     decoder = full_engine.decoder
     full_engine._seen = None
     full_engine._read(ModelInputs(random_ids(500)))
+    params = SamplingParams(10, frozenset(), **choice)
     results = []
-    for step in (lambda: decoder.run("top_p" in choice), decoder.step):
-        decoder.begin(500, SamplingParams(10, frozenset(), **choice))
+    for step in (lambda: decoder.run(Stages.of(params)), decoder.step):
+        decoder.begin(500, params)
         for _ in range(5):
             step()
         torch.cuda.synchronize()
-        results.append((decoder.logits.clone(), decoder.tokens.clone(), full_engine.cache[:, 500:505].clone()))
+        kept = decoder.logits, decoder.tokens, decoder.counts, full_engine.cache[:, 500:505]
+        results.append([tensor.clone() for tensor in kept])
         full_engine._read(ModelInputs(random_ids(500)))
     for eager, replayed in zip(*results, strict=True):
         assert eager.equal(replayed)
@@ -187,6 +199,33 @@ def test_a_cached_prefix_changes_no_token(tiny: KimiVLForConditionalGeneration) 
     assert again == list(fresh.generate(longer, sampling))
     warm.close()
     fresh.close()
+
+
+@pytest.mark.parametrize("change", [{}, {"frequency_penalty": 0.5, "min_p": 1e-3}], ids=["plain", "penalised"])
+def test_what_is_forced_comes_in_its_place_and_the_rest_repeats(
+    tiny: KimiVLForConditionalGeneration, change: dict[str, Any]
+) -> None:
+    engine = FastEngine(Network.of(tiny), answer_prefix(processor.tokenizer))
+    (_, inputs), (_, other), *_ = asked(2)
+    forced = processor.tokenizer.encode_text("So it is 3.")
+    params = SamplingParams(40, frozenset((processor.tokenizer.vocab_size,)), temperature=2.0, seed=3, **change)
+    runs = []
+    for _ in range(2):
+        chosen: list[int] = []
+
+        def after_seven(token: int, chosen: list[int] = chosen) -> list[int]:
+            chosen.append(token)
+            return forced if len(chosen) == 7 else []
+
+        runs.append(list(engine.generate(inputs, params, after_seven)))
+        if params.penalises:
+            counts = torch.bincount(torch.tensor(runs[-1]), minlength=len(engine.decoder.counts))
+            assert engine.decoder.counts.tolist() == counts.tolist()
+        list(engine.generate(other, GREEDY))
+    assert runs[0] == runs[1]
+    assert len(runs[0]) == 40
+    assert runs[0][7 : 7 + len(forced)] == forced
+    engine.close()
 
 
 def test_out_of_memory_leaves_the_engine_ready(tiny: KimiVLForConditionalGeneration) -> None:

@@ -8,7 +8,7 @@ from transformers import AutoProcessor
 
 import kimi_vl  # noqa: F401  registers the Auto classes
 from kimi_vl.model.variants import WEIGHTS
-from kimi_vl.prompt.chat import encode, render, without_thinking
+from kimi_vl.prompt.chat import encode, question, render, with_no_thinking, without_thinking
 from kimi_vl.prompt.image_processor import ImageProcessor
 from kimi_vl.prompt.processor import KimiVLProcessor
 from kimi_vl.prompt.tokenizer import TikTokenTokenizer
@@ -24,6 +24,14 @@ def processor() -> KimiVLProcessor:
 
 def square(side: int) -> Image.Image:
     return Image.new("RGB", (side, side), "white")
+
+
+def test_a_thinking_that_is_over_is_text_after_the_prompt(processor: KimiVLProcessor) -> None:
+    prompt = render([question("<|im_end|>", 1)])
+    over = with_no_thinking(prompt)
+    assert over == f"{prompt}◁think▷\n\n◁/think▷"
+    text = processor.tokenizer.encode_text("◁think▷\n\n◁/think▷")
+    assert encode(over, processor.tokenizer, [2]) == [*encode(prompt, processor.tokenizer, [2]), *text]
 
 
 def test_prompts_are_the_originals(golden: Path) -> None:

@@ -1,18 +1,20 @@
 """One token in, the next one out: the whole step of the decoder, captured once and replayed for every token."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import torch
 import triton
 from torch import Tensor
 
-from kimi_vl.engine.base import SamplingParams
+from kimi_vl.engine.base import SamplingParams, to_device
 from kimi_vl.engine.fast.kernels.experts import contract, expand
 from kimi_vl.engine.fast.kernels.latent_attention import SPLITS, attend, merge
 from kimi_vl.engine.fast.kernels.latent_query import absorb
 from kimi_vl.engine.fast.kernels.linear import linear_add, norm_linear
 from kimi_vl.engine.fast.kernels.routing import Scratch, route
-from kimi_vl.engine.fast.kernels.sampling import BLOCK, Draw, finish, pick, truncate, truncates
+from kimi_vl.engine.fast.kernels.sampling import BLOCK, Draw, Stages, finish, penalise, pick, truncate
 from kimi_vl.engine.fast.weights import Weights
 
 AHEAD = 2  # steps under way while the host reads; what is thrown away when a text ends
@@ -49,6 +51,7 @@ class Decoder:
         self.logits = torch.empty(weights.head.shape[0], dtype=torch.float32, device=cache.device)
         self.position = torch.zeros(1, dtype=torch.int32, device=cache.device)
         self.draw = Draw.empty(cache.device)
+        self.counts = torch.zeros(len(self.logits), dtype=torch.int32, device=cache.device)  # kept where penalised
         self.tokens = torch.zeros(RING, dtype=torch.int32, pin_memory=cache.is_cuda)
         chosen = weights.layers[-1][1].chosen
         aligned = triton.cdiv(chosen, 4) * 4  # every row then starts where one compiled kernel expects it
@@ -59,36 +62,42 @@ class Decoder:
             for (_, mlp), experts in zip(weights.layers, self.experts, strict=True)
         ]
         self._events = [torch.cuda.Event(blocking=True) for _ in range(RING if cache.is_cuda else 0)]
-        self._graphs: dict[bool, torch.cuda.CUDAGraph] = {}
-        self._truncated = False  # these three are the present request's
+        self._graphs: dict[Stages, torch.cuda.CUDAGraph] = {}
+        self._stages = Stages()  # these three are the present request's
         self._first = 0  # its prompt's length
         self._made = 0  # tokens of prompt and output, as far as steps have been started
 
     def capture(self) -> None:
-        """Captures the step in CUDA graphs, without and with truncation."""
-        for truncated in (False, True):
+        """Captures the step in CUDA graphs, one for each choice of stages."""
+        for stages in (Stages(*flags) for flags in product((False, True), repeat=2)):
             self.position.zero_()
-            self.run(truncated)  # some libraries set themselves up
+            self.run(stages)  # some libraries set themselves up
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph):
-                self.run(truncated)
-            self._graphs[truncated] = graph
+                self.run(stages)
+            self._graphs[stages] = graph
 
-    def begin(self, length: int, params: SamplingParams) -> None:
-        """Draws the first token of a request from `logits`, which its prompt of `length` tokens made."""
+    def begin(self, length: int, params: SamplingParams, output: Sequence[int] = ()) -> None:
+        """Draws the next token of a request from `logits`, which its prompt of `length` tokens and its output made."""
         self.draw.set(params, len(self.logits))
-        self.position.fill_(length - 1)
-        self._truncated = truncates(params)
-        self._first = self._made = length
-        self._choose(self._truncated)
+        self.position.fill_(length + len(output) - 1)
+        self._stages = Stages.of(params)
+        if self._stages.penalised:
+            self.counts.zero_()
+            if output:
+                ids = to_device(torch.tensor(output), self.counts.device)
+                self.counts.index_add_(0, ids, torch.ones_like(ids, dtype=torch.int32))
+        self._first = length
+        self._made = length + len(output)
+        self._choose(self._stages)
         self._mark()
 
     def step(self) -> None:
         """Starts to make one more token."""
         if self._graphs:
-            self._graphs[self._truncated].replay()
+            self._graphs[self._stages].replay()
         else:
-            self.run(self._truncated)
+            self.run(self._stages)
         self._mark()
 
     def token(self, index: int) -> int:
@@ -98,10 +107,10 @@ class Decoder:
             self._events[slot].synchronize()
         return int(self.tokens[slot])
 
-    def run(self, truncated: bool) -> None:
+    def run(self, stages: Stages) -> None:
         """The step itself, kernel by kernel."""
         self.forward()
-        self._choose(truncated)
+        self._choose(stages)
 
     def forward(self) -> None:
         """The token at `position`, whose embedding is there, through all layers into its cache rows and `logits`."""
@@ -137,12 +146,15 @@ class Decoder:
         if mlp.chosen:
             contract(b.x, mlp, work)
 
-    def _choose(self, truncated: bool) -> None:
+    def _choose(self, stages: Stages) -> None:
         b = self._buffers
-        if truncated:
+        counts = self.counts if stages.penalised else None
+        if counts is not None:
+            penalise(self.logits, counts, self.draw)
+        if stages.truncated:
             truncate(self.logits, self.draw)
         pick(self.logits, self.draw, self.position, b.best, b.best_ids)
-        finish(b.x, b.best, b.best_ids, self.weights.embeddings, self.position, self.tokens)
+        finish(b.x, b.best, b.best_ids, self.weights.embeddings, self.position, self.tokens, counts)
 
     def _mark(self) -> None:
         if self._events:

@@ -1,16 +1,17 @@
 """The fast engine: prompt → latent cache → tokens, with every weight read in the bits that it is kept in."""
 
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from kimi_vl.engine.base import Engine, Generation, ModelInputs, SamplingParams, to_device
+from kimi_vl.engine.base import Engine, Generation, ModelInputs, Stopwatch, to_device
 from kimi_vl.engine.fast.chunk_attention import CHUNK, attend_chunk
 from kimi_vl.engine.fast.decode import AHEAD, Decoder
 from kimi_vl.engine.fast.kernels.operation import compile_ahead, is_hopper
+from kimi_vl.engine.fast.kernels.sampling import Stages
 from kimi_vl.engine.fast.memory import context_that_fits
 from kimi_vl.engine.fast.network import Network
 from kimi_vl.engine.fast.pictures import Pictures
@@ -42,6 +43,7 @@ class FastEngine(Engine):
         self.decoder = Decoder(self.weights, self.cache, self.rotary)
         self._graphs = PromptGraphs(self.weights, self.cache, self.rotary)
         self.pictures = Pictures(network)
+        self._stopwatch = Stopwatch(self.cache.device)
         self.cached_tokens = 0  # of the last request: taken from the one before it
         self._media_id = network.config.media_placeholder_token_id
         self._answer_prefix = answer_prefix
@@ -53,7 +55,8 @@ class FastEngine(Engine):
         """Compiles all kernels and captures all graphs, so that the first request is as quick as any."""
         hopper = is_hopper(self.cache.device)
         planned = self._thread.submit(self._plan_attention if hopper else int)
-        compile_ahead(lambda: self.decoder.run(False), self._graphs.example, self.pictures.blocks.example)
+        steps = [lambda: self.decoder.run(Stages()), lambda: self.decoder.run(Stages(penalised=True))]
+        compile_ahead(*steps, self._graphs.example, self.pictures.blocks.example)
         planned.result()
         self.decoder.capture()
         self.pictures.blocks.capture()
@@ -77,7 +80,7 @@ class FastEngine(Engine):
             self._read(inputs, lambda: generation.stopped)
             generation.cached_tokens = self.cached_tokens
             if not generation.stopped:
-                self._write(inputs.input_ids.shape[1], generation.params, generation.emit)
+                self._write(inputs.input_ids.shape[1], generation)
         except BaseException as error:
             traceback.clear_frames(error.__traceback__)  # they hold the tensors of what failed
             if self.cache.is_cuda:
@@ -86,6 +89,7 @@ class FastEngine(Engine):
 
     def _read(self, inputs: ModelInputs, stopped: Callable[[], bool] = lambda: False) -> None:
         """Fills the cache with the prompt, and `decoder.logits` with what follows it; or not, once it is stopped."""
+        self._stopwatch.start()
         # first: it encodes a picture while the next is prepared
         parts = self.pictures.features(inputs.pictures, stopped)
         if stopped():
@@ -94,12 +98,14 @@ class FastEngine(Engine):
         self.cached_tokens = self._reusable(prompt)
         self._seen = None  # until the cache holds all of it
         features = torch.cat(parts) if parts else None
+        self._stopwatch.ended("vision")
         for start, end in pairwise([self.cached_tokens, *(s for s in _stops(prompt) if s > self.cached_tokens)]):
             if stopped():
                 return
             hidden = self._prefill(self._embed(prompt, features, start, end), start)
             self.decoder.last_layer(hidden, end - 1)  # whether or not it is the last piece: the same cache either way
         self.decoder.predict()
+        self._stopwatch.ended("prefill")
         self._seen = prompt
 
     def _reusable(self, prompt: Prompt) -> int:
@@ -130,16 +136,33 @@ class FastEngine(Engine):
             x[to_device(places[first:last] - start, x.device)] = features[first:last]
         return x
 
-    def _write(self, length: int, params: SamplingParams, emit: Callable[[int], bool]) -> None:
+    def _write(self, length: int, generation: Generation) -> None:
         """Makes tokens and hands them on; the GPU stays some steps ahead of the reading."""
+        params, output = generation.params, list[int]()
         self.decoder.begin(length, params)
         started = 1
-        for index in range(params.max_new_tokens):
-            while started < min(index + 1 + AHEAD, params.max_new_tokens):
+        while True:
+            while started < min(len(output) + 1 + AHEAD, params.max_new_tokens):
                 self.decoder.step()
                 started += 1
-            if not emit(self.decoder.token(index)):
+            output.append(self.decoder.token(len(output)))
+            if len(output) == 1:
+                generation.timings |= self._stopwatch.seconds()
+            if not generation.emit(output[-1]):
                 return
+            if forced := generation.forced_after(output[-1]):
+                if not all(map(generation.emit, forced)):
+                    return
+                self._append(forced, length + len(output))  # in place of what the steps ahead have made
+                output += forced
+                self.decoder.begin(length, params, output)
+                started = len(output) + 1
+
+    def _append(self, tokens: Sequence[int], start: int) -> None:
+        """Reads tokens at a position as if the prompt went on with them."""
+        x = self.weights.embeddings[to_device(torch.tensor(tokens), self.cache.device)]
+        self.decoder.last_layer(self._prefill(x, start), start + len(tokens) - 1)
+        self.decoder.predict()
 
 
 def _stops(prompt: Prompt) -> list[int]:

@@ -167,7 +167,9 @@ def launch_others() -> None:
     x, position = floats(2048), integers(1)
     draw = sampling.Draw.empty(torch.device("cpu"))
     sampling.pick.launch(floats(163840), draw, position, floats(160), integers(160))
-    sampling.finish.launch(x, floats(160), integers(160), of(163840, 2048), position, integers(64))
+    for counts in (None, integers(163840)):
+        sampling.finish.launch(x, floats(160), integers(160), of(163840, 2048), position, integers(64), counts)
+    sampling.penalise.launch(floats(163840), integers(163840), draw)
 
     span, tokens, chosen, counts = integers(2), of(64, 2048), integers(64, 6), integers(2, 64)
     other = experts_layer(16)

@@ -12,7 +12,7 @@ from kimi_vl.engine.fast.kernels.latent_query import absorb
 from kimi_vl.engine.fast.kernels.linear import linear_add, norm_linear
 from kimi_vl.engine.fast.kernels.operation import Operation
 from kimi_vl.engine.fast.kernels.routing import Scratch, route
-from kimi_vl.engine.fast.kernels.sampling import BLOCK, Draw, finish, pick
+from kimi_vl.engine.fast.kernels.sampling import BLOCK, Draw, finish, penalise, pick
 from tests.engine.fast.kernels import (
     DEVICE,
     DTYPES,
@@ -132,12 +132,30 @@ def test_picking_a_token(vocabulary: int, temperature: float) -> None:
     check(pick, [best, ids], logits, draw, position, best, ids, tolerance=1e-5)
 
 
-def test_finishing_a_step() -> None:
+@pytest.mark.parametrize("vocabulary", [3, BLOCK, 2 * BLOCK + 57])
+def test_penalising_what_was_generated(vocabulary: int) -> None:
+    logits, draw = normal(vocabulary, scale=4), Draw.empty(DEVICE)
+    before = logits.clone()
+    penalties = {"repetition_penalty": 1.3, "presence_penalty": 0.7, "frequency_penalty": -0.4}
+    draw.set(SamplingParams(1, frozenset(), **penalties), vocabulary)
+    counts = torch.randint(0, 4, (vocabulary,), dtype=torch.int32, device=DEVICE)
+    counts[0] = 0
+    check(penalise, [logits], logits, counts, draw, tolerance=1e-6)
+    assert (logits == before).equal(counts == 0)
+
+
+@pytest.mark.parametrize("counting", [False, True])
+def test_finishing_a_step(counting: bool) -> None:
     best = normal(70)
     ids = torch.randperm(70, device=DEVICE).int()
     embeddings = normal(70, 40, dtype=torch.bfloat16)
     x, tokens = poison(40), torch.zeros(8, dtype=torch.int32, device=DEVICE)
     position = torch.tensor([13], dtype=torch.int32, device=DEVICE)
-    check(finish, [x, tokens, position], x, best, ids, embeddings, position, tokens, tolerance=1e-6)
+    counts = torch.zeros(70, dtype=torch.int32, device=DEVICE) if counting else None
+    written = [x, tokens, position, *([counts] if counting else [])]
+    check(finish, written, x, best, ids, embeddings, position, tokens, counts, tolerance=1e-6)
     assert tokens.tolist() == [0, 0, 0, 0, 0, ids[best.argmax()], 0, 0]
     assert position.item() == 14
+    if counts is not None:
+        assert counts.nonzero().tolist() == [[ids[best.argmax()]]]
+        assert counts.sum() == 1

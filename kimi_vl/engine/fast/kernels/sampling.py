@@ -3,6 +3,8 @@
 
 A draw from softmax(logits / temperature) is the argmax of logits / temperature + Gumbel noise. The noise of a token id
 depends on the seed and the position alone, so a request with the same seed gives the same tokens whatever ran before.
+
+The order is vLLM's (its Sampler): repetition, frequency and presence penalties, temperature, min_p, top_k, top_p.
 """
 
 from dataclasses import dataclass
@@ -12,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kimi_vl.engine.base import SamplingParams
+from kimi_vl.engine.base import SamplingParams, to_device
 from kimi_vl.engine.fast.kernels.operation import Operation, launch_options, release_next, run_kernel, wait_for_previous
 
 BLOCK = 1024  # logits in one program
@@ -26,6 +28,8 @@ class Draw:
     seed: Tensor  # [1] int64
     top_p: Tensor  # [1] float32
     top_k: Tensor  # [1] int64
+    min_p: Tensor  # [1] float32
+    penalties: Tensor  # [3] float32: repetition, frequency, presence
 
     @classmethod
     def empty(cls, device: torch.device) -> "Draw":
@@ -35,6 +39,8 @@ class Draw:
             torch.zeros(1, dtype=torch.int64, device=device),
             torch.ones(1, device=device),
             torch.zeros(1, dtype=torch.int64, device=device),
+            torch.zeros(1, device=device),
+            torch.tensor([1.0, 0.0, 0.0], device=device),
         )
 
     def set(self, params: SamplingParams, vocabulary: int) -> None:
@@ -43,26 +49,84 @@ class Draw:
         self.seed.fill_(params.seed)
         self.top_p.fill_(params.top_p)
         self.top_k.fill_(params.top_k or vocabulary)
+        self.min_p.fill_(params.min_p)
+        penalties = torch.tensor([params.repetition_penalty, params.frequency_penalty, params.presence_penalty])
+        self.penalties.copy_(to_device(penalties, self.penalties.device))
 
 
-def truncates(params: SamplingParams) -> bool:
-    """Whether the request draws from less than all tokens."""
-    return not params.greedy and (params.top_p < 1 or params.top_k > 0)
+@dataclass(frozen=True)
+class Stages:
+    """What happens to a request's logits before a token is picked; what a request does not ask for costs it nothing."""
+
+    penalised: bool = False
+    truncated: bool = False
+
+    @classmethod
+    def of(cls, params: SamplingParams) -> "Stages":
+        """Those that a request needs."""
+        return cls(params.penalises, params.truncates)
 
 
-def truncate(logits: Tensor, draw: Draw) -> None:
-    """Sets the logits outside top_k, and then outside top_p of what that leaves, to -inf. The likeliest always stays.
+@triton.jit
+def _penalise_kernel(logits, counts, penalties, VOCABULARY, BLOCK: tl.constexpr, PDL: tl.constexpr):
+    release_next(PDL)
+    ids = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    wait_for_previous(PDL)
+    count = tl.load(counts + ids, mask=ids < VOCABULARY, other=0)
+    values = tl.load(logits + ids, mask=count > 0, other=0.0)
+    repetition = tl.load(penalties)
+    values = tl.where(values > 0, values / repetition, values * repetition)
+    values -= tl.load(penalties + 1) * count + tl.load(penalties + 2)
+    tl.store(logits + ids, values, mask=count > 0)
+
+
+def _launch_penalise(logits: Tensor, counts: Tensor, draw: Draw) -> None:
+    vocabulary = logits.shape[0]
+    run_kernel(
+        _penalise_kernel,
+        (triton.cdiv(vocabulary, BLOCK),),
+        logits,
+        counts,
+        draw.penalties,
+        vocabulary,
+        BLOCK=BLOCK,
+        **launch_options(logits, 4),
+    )
+
+
+def penalise_reference(logits: Tensor, counts: Tensor, draw: Draw) -> None:
+    """Lowers the logits of tokens that have been generated, or raises them where a penalty says so.
 
     Args:
         logits: [vocabulary] float32, changed.
-        draw: whose temperature, top_p and top_k count.
+        counts: [vocabulary] int32, how often each has been generated.
+        draw: whose penalties count: repetition divides positive logits and multiplies others, frequency is subtracted
+            once for each time, presence once.
+    """
+    repetition, frequency, presence = draw.penalties
+    penalised = torch.where(logits > 0, logits / repetition, logits * repetition) - frequency * counts - presence
+    logits.copy_(torch.where(counts > 0, penalised, logits))
+
+
+penalise = Operation(_launch_penalise, penalise_reference)
+
+
+def truncate(logits: Tensor, draw: Draw) -> None:
+    """Sets the logits outside min_p and top_k, and then outside top_p of what they leave, to -inf.
+
+    The likeliest always stays.
+
+    Args:
+        logits: [vocabulary] float32, changed.
+        draw: whose temperature, min_p, top_k and top_p count.
     """
     ordered = logits.sort(descending=True).values
     ranks = torch.arange(len(logits), device=logits.device)
-    ordered = torch.where(ranks < draw.top_k, ordered, float("-inf"))
-    probabilities = torch.softmax(ordered / draw.temperature, 0)
+    scaled = ordered / draw.temperature
+    allowed = (ranks < draw.top_k) & ((scaled - scaled[0]).exp() >= draw.min_p)
+    probabilities = torch.softmax(torch.where(allowed, scaled, float("-inf")), 0)
     before = probabilities.cumsum(0) - probabilities
-    kept = (before < draw.top_p) & (ranks < draw.top_k) | (ranks == 0)
+    kept = (before < draw.top_p) & allowed | (ranks == 0)
     smallest = torch.where(kept, ordered, float("inf")).amin()
     logits.masked_fill_(logits < smallest, float("-inf"))
 
@@ -159,6 +223,7 @@ def _finish_kernel(
     embeddings,
     position_pointer,
     tokens,
+    counts,
     CANDIDATES,
     CANDIDATES_BLOCK: tl.constexpr,
     WIDTH: tl.constexpr,
@@ -177,12 +242,22 @@ def _finish_kernel(
     embedding = tl.load(embeddings + token.to(tl.int64) * WIDTH + columns, mask=columns < WIDTH)
     tl.store(x + columns, embedding.to(tl.float32), mask=columns < WIDTH)
     tl.store(tokens + position % RING, token)
+    if counts is not None:
+        count = tl.load(counts + token)
     tl.debug_barrier()
     tl.store(position_pointer, position + 1)
+    if counts is not None:
+        tl.store(counts + token, count + 1)
 
 
 def _launch_finish(
-    x: Tensor, best: Tensor, best_ids: Tensor, embeddings: Tensor, position: Tensor, tokens: Tensor
+    x: Tensor,
+    best: Tensor,
+    best_ids: Tensor,
+    embeddings: Tensor,
+    position: Tensor,
+    tokens: Tensor,
+    counts: Tensor | None,
 ) -> None:
     width = x.shape[0]
     run_kernel(
@@ -194,6 +269,7 @@ def _launch_finish(
         embeddings,
         position,
         tokens,
+        counts,
         best.shape[0],
         CANDIDATES_BLOCK=triton.next_power_of_2(best.shape[0]),
         WIDTH=width,
@@ -204,7 +280,13 @@ def _launch_finish(
 
 
 def finish_reference(
-    x: Tensor, best: Tensor, best_ids: Tensor, embeddings: Tensor, position: Tensor, tokens: Tensor
+    x: Tensor,
+    best: Tensor,
+    best_ids: Tensor,
+    embeddings: Tensor,
+    position: Tensor,
+    tokens: Tensor,
+    counts: Tensor | None,
 ) -> None:
     """Takes the best of the blocks' tokens as the next one and makes everything ready for its step.
 
@@ -214,11 +296,14 @@ def finish_reference(
         embeddings: [vocabulary, width].
         position: [1] int32; the token's place in the ring, then increased by one.
         tokens: [ring] int32, written at position modulo ring. On a GPU pinned memory of the host.
+        counts: [vocabulary] int32, of generated tokens, the next one's increased by one; None where nobody reads them.
     """
     token = best_ids[best.argmax()]
     x.copy_(embeddings[token.long()])
     tokens[int(position) % len(tokens)] = token
     position += 1
+    if counts is not None:
+        counts[token.long()] += 1
 
 
 finish = Operation(_launch_finish, finish_reference)

@@ -139,6 +139,11 @@ class Predictor(BasePredictor):
             "in it; the thinking does not.",
             default=[],
         ),
+        json_schema: str = Input(
+            description="A JSON Schema, as text. The answer is then JSON that follows it, for a program to read; "
+            "thinking may still go before it.",
+            default="",
+        ),
         stream: bool = Input(
             description="Send the text piece by piece as it is made, instead of all of it at the end.", default=False
         ),
@@ -167,6 +172,7 @@ class Predictor(BasePredictor):
                     frequency_penalty=float(frequency_penalty),
                     thinking_budget=int(thinking_budget),
                     stop=stop,
+                    json_schema=json_schema,
                 )
                 with self.service.answer(request) as answer:
                     for delta in in_chunks(answer, CHUNK_SECONDS) if stream else [joined(answer)]:

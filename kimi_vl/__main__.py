@@ -22,6 +22,19 @@ from kimi_vl.settings import Settings
 if TYPE_CHECKING:
     from kimi_vl.service import Answer
 
+
+def schema_file(name: str) -> str:
+    """The text of a file; none without a name, which is argparse's way to ask for the default.
+
+    Raises:
+        ArgumentTypeError: it cannot be read.
+    """
+    try:
+        return Path(name).read_text() if name else ""
+    except (OSError, ValueError):
+        raise argparse.ArgumentTypeError(f"{name} cannot be read") from None
+
+
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "prompt": {"metavar": "PROMPT", "help": "the question or instruction"},
     "images": {
@@ -90,11 +103,18 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
         "default": [],
         "help": "end the answer before this text; may be given up to eight times",
     },
+    "--json-schema": {
+        "metavar": "FILE",
+        "type": schema_file,
+        "default": "",
+        "help": "a JSON Schema that the answer must follow",
+    },
     "--json": {"action": "store_true", "help": "print one JSON object and nothing else"},
 }
 DIM, PLAIN = "\033[2m", "\033[0m"
 SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
-REQUEST = ("prompt", "images", "system_prompt", *SAMPLING, "max_new_tokens", "seed", "thinking_budget", "stop")
+ENDS = ("max_new_tokens", "thinking_budget", "stop", "json_schema")
+REQUEST = ("prompt", "images", "system_prompt", *SAMPLING, "seed", *ENDS)
 BAD_INPUT, INTERRUPTED, READER_GONE = 2, 130, 141  # exit statuses
 
 

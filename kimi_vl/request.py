@@ -39,6 +39,7 @@ class Request:
     frequency_penalty: float = 0.0
     thinking_budget: int = -1  # tokens; -1: no limit, 0: no thinking
     stop: Sequence[str] = ()
+    json_schema: str = ""  # of the answer; empty: it is any text
 
     def check(self, settings: Settings) -> None:
         """Everything that can be known before a file is opened.

@@ -19,6 +19,7 @@ from kimi_vl.model.fetch import fetch
 from kimi_vl.model.variants import Variant, fetchable, find_model
 from kimi_vl.output.budget import ThinkingBudget
 from kimi_vl.output.detokenizer import Detokenizer
+from kimi_vl.output.json_constraint import JsonConstraints
 from kimi_vl.output.stop import StopMatcher
 from kimi_vl.output.thinking import Delta, ThinkingSplitter
 from kimi_vl.prompt.chat import answer_prefix, question, render, with_no_thinking
@@ -123,6 +124,7 @@ class Service:
         self.variant = variant
         self._processor = processor
         self._engine = engine
+        self._constraints = JsonConstraints(processor.tokenizer)
         self._pool = _started_pool()
 
     @classmethod
@@ -158,6 +160,7 @@ class Service:
         system = {"role": "system", "content": request.system_prompt}
         prompt = render([system, question(request.prompt, len(request.images))])
         thinks = self.variant.thinks and request.thinking_budget != 0
+        constraint = self._constraints.by_schema(request.json_schema, thinks) if request.json_schema else None
         if self.variant.thinks and not thinks:
             prompt = with_no_thinking(prompt)
         inputs = self._processor.prepare(request.pictures(self.settings), prompt, self._pool)
@@ -182,7 +185,7 @@ class Service:
         tokenizer = self._processor.tokenizer
         bounded = thinks and request.thinking_budget > 0
         forced_after = ThinkingBudget(request.thinking_budget, tokenizer) if bounded else nothing_forced
-        generation = self._engine.generate(inputs, params, forced_after)
+        generation = self._engine.generate(inputs, params, forced_after, constraint)
         return Answer(generation, tokenizer, usage, started, thinks, request.stop)
 
     @property

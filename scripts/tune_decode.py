@@ -58,7 +58,7 @@ def compile_step(key: tuple[str, int], tile: Tile, scheme: Scheme) -> None:
         compiled_for.append(Decoder(*weights_and_tables(scheme)))
         compile_only()
     kept, TILES[key] = TILES[key], tile
-    compiled_for[0].run(False)
+    compiled_for[0].example()
     TILES[key] = kept
 
 

@@ -161,3 +161,13 @@ def test_ctrl_c_stops_cleanly() -> None:
     assert process.returncode == 130
     assert "Traceback" not in errors
     assert errors.strip().endswith("stopped")
+
+
+def test_an_answer_by_a_schema(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "schema.json").write_text('{"enum": ["red", "blue"]}')
+    question = ["Red or blue?", "--model", "tiny", "--json", "--json-schema"]
+    assert main([*question, str(tmp_path / "schema.json")]) == 0
+    assert json.loads(json.loads(capsys.readouterr().out)["answer"]) in ("red", "blue")
+    with pytest.raises(SystemExit):
+        main([*question, str(tmp_path / "missing.json")])
+    assert "missing.json cannot be read" in capsys.readouterr().err

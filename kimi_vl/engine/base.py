@@ -8,7 +8,7 @@ from itertools import pairwise
 from queue import Empty, SimpleQueue
 from threading import Event, current_thread
 from time import monotonic
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -120,6 +120,22 @@ def nothing_forced(token: int) -> Sequence[int]:
     return ()
 
 
+class Constraint(Protocol):
+    """What an output may be, token by token; used by one thread at a time."""
+
+    def accept(self, token: int) -> None:
+        """Takes the next token of the output."""
+
+    def mask(self) -> Tensor:
+        """[vocabulary / 32, rounded up] int32 on the host: a bit, the lowest first, for each token that may follow."""
+
+
+def allowed(mask: Tensor, vocabulary: int) -> Tensor:
+    """[vocabulary] bool: the bits of a constraint's mask."""
+    bits = torch.arange(32, dtype=torch.int32, device=mask.device)
+    return (mask[:, None] >> bits & 1).flatten()[:vocabulary].bool()
+
+
 class Stopwatch:
     """How long the stages of some work on a device take. A GPU notes the moments by itself, and nobody waits for it."""
 
@@ -162,8 +178,10 @@ class Generation:
         params: SamplingParams,
         start: Callable[["Generation"], object],
         forced_after: Forcing = nothing_forced,
+        constraint: Constraint | None = None,
     ) -> None:
         self.params = params
+        self.constraint = constraint  # told by the engine of every token that it emitted
         self.forced_after = forced_after  # called by the engine once for each token that it chose itself and emitted
         self._start = start
         self.finish_reason: Literal["stop", "length", "stopped"] = "stopped"
@@ -241,7 +259,11 @@ class Engine(ABC):
         return self._runner.is_alive() and not self._gpu_lost
 
     def generate(
-        self, inputs: ModelInputs, params: SamplingParams, forced_after: Forcing = nothing_forced
+        self,
+        inputs: ModelInputs,
+        params: SamplingParams,
+        forced_after: Forcing = nothing_forced,
+        constraint: Constraint | None = None,
     ) -> Generation:
         """What will be generated for a prompt. max_new_tokens is cut to what the context length leaves.
 
@@ -249,6 +271,7 @@ class Engine(ABC):
             inputs: the prompt.
             params: how tokens are chosen.
             forced_after: called on the engine's thread; what it forces counts as generated.
+            constraint: used on that thread; the model chooses among the tokens that it allows.
         Raises:
             InvalidRequest: the prompt leaves no room for an answer.
         """
@@ -260,7 +283,9 @@ class Engine(ABC):
                 f"{self.context_length - 1:,}; shorten the text or send fewer pictures."
             )
         params = replace(params, max_new_tokens=min(params.max_new_tokens, room))
-        return Generation(params, lambda generation: self._thread.submit(self._run, inputs, generation), forced_after)
+        return Generation(
+            params, lambda generation: self._thread.submit(self._run, inputs, generation), forced_after, constraint
+        )
 
     def close(self) -> None:
         """Waits for the request in progress and ends the thread."""

@@ -17,7 +17,7 @@ from transformers import (
 )
 from transformers.generation.streamers import BaseStreamer
 
-from kimi_vl.engine.base import Engine, Generation, ModelInputs, SamplingParams
+from kimi_vl.engine.base import Constraint, Engine, Generation, ModelInputs, SamplingParams, allowed
 from kimi_vl.model.modeling import KimiVLForConditionalGeneration
 
 
@@ -40,7 +40,7 @@ class ReferenceEngine(Engine):
             input_ids=input_ids,
             attention_mask=torch.ones_like(input_ids),
             generation_config=_generation_config(params),
-            logits_processor=_processors(params, input_ids.shape[1], listener),
+            logits_processor=_processors(generation, input_ids.shape[1], listener),
             streamer=listener,
             stopping_criteria=[listener],
             **{name: tensor.to(device) for name, tensor in inputs.tensors().items()},
@@ -64,6 +64,8 @@ class _Listener(BaseStreamer, StoppingCriteria):
             token = int(value)
             self.generation.timings.setdefault("prefill", monotonic() - self.started)  # the pictures' part included
             self.wanted = self.generation.emit(token)
+            if self.wanted and self.generation.constraint:
+                self.generation.constraint.accept(token)
             if self.forced:
                 self.forced.pop(0)
             elif self.wanted:
@@ -88,6 +90,16 @@ class _Force(LogitsProcessor):
         only = torch.full_like(scores, float("-inf"))
         only[:, self.listener.forced[0]] = 0
         return only
+
+
+class _Restrict(LogitsProcessor):
+    """Leaves the tokens that a constraint allows."""
+
+    def __init__(self, constraint: Constraint) -> None:
+        self.constraint = constraint
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        return scores.masked_fill(~allowed(self.constraint.mask(), scores.shape[-1]).to(scores.device), float("-inf"))
 
 
 class _Penalise(LogitsProcessor):
@@ -116,9 +128,12 @@ def _generation_config(params: SamplingParams) -> GenerationConfig:
     )
 
 
-def _processors(params: SamplingParams, prompt_length: int, listener: _Listener) -> LogitsProcessorList:
-    """In vLLM's order: penalties, temperature, min_p, top_k, top_p; and last, what is forced."""
+def _processors(generation: Generation, prompt_length: int, listener: _Listener) -> LogitsProcessorList:
+    """In vLLM's order: what is allowed, penalties, temperature, min_p, top_k, top_p; and last, what is forced."""
+    params = generation.params
     processors: list[LogitsProcessor] = []
+    if generation.constraint:
+        processors.append(_Restrict(generation.constraint))
     if params.penalises:
         processors.append(_Penalise(params, prompt_length))
     if not params.greedy:

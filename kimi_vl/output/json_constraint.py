@@ -51,18 +51,21 @@ class JsonConstraint:
 class JsonConstraints:
     """Makes the constraints of a model's outputs."""
 
-    def __init__(self, tokenizer: TikTokenTokenizer, thinks: bool) -> None:
+    def __init__(self, tokenizer: TikTokenTokenizer) -> None:
         self._tokenizer = tokenizer
-        self._start = WITH_THINKING if thinks else WITHOUT_THINKING
 
-    def by_schema(self, schema: str) -> JsonConstraint:
-        """An output whose answer is JSON by a JSON Schema, written in JSON.
+    def by_schema(self, schema: str, thinks: bool) -> JsonConstraint:
+        """Of an output whose answer is JSON by a schema.
 
+        Args:
+            schema: a JSON Schema, in JSON.
+            thinks: whether thinking may go before the answer.
         Raises:
             InvalidRequest: it is none, or has something that cannot be enforced; the message names that.
         """
         parsed = _parse(schema) | {"x-guidance": STYLE}
-        matcher = LLMatcher(self._matchers_tokenizer, f"{self._start}answer: %json {json.dumps(parsed)}\n")
+        start = WITH_THINKING if thinks else WITHOUT_THINKING
+        matcher = LLMatcher(self._matchers_tokenizer, f"{start}answer: %json {json.dumps(parsed)}\n")
         if matcher.is_error():
             reason = matcher.get_error().splitlines()[0].rpartition("JSON schema: ")[2][:200].rstrip(".")
             raise InvalidRequest(f"json_schema cannot be enforced: {reason}; leave that out or change it.")

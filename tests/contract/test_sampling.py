@@ -1,5 +1,6 @@
 """How tokens are chosen and where the text ends, through the real Cog server."""
 
+import json
 from typing import Any
 
 import pytest
@@ -99,3 +100,13 @@ def test_bad_stop_strings_fail_with_one_sentence(server: Any, change: dict[str, 
 def test_what_the_schema_rules_out_is_refused_before_it_runs(server: Any, change: dict[str, Any]) -> None:
     detail, *_ = server.predict(**SUM | change)["detail"]
     assert detail["loc"][2].partition("/")[0] == next(iter(change))
+
+
+def test_an_answer_by_a_schema_is_json(server: Any) -> None:
+    schema = {"type": "array", "items": {"enum": ["red", 19]}, "minItems": 2, "maxItems": 2}
+    (output,) = server.predict(**SUM, json_schema=json.dumps(schema))["output"]
+    assert output["thinking"]
+    assert set(json.loads(output["answer"])) <= {"red", 19}
+    message = 'json_schema cannot be enforced: Unimplemented keys: ["not"]; leave that out or change it.'
+    assert server.refusal(**SUM, json_schema='{"not": {}}') == message
+    assert server.predict(**SUM)["output"][0]["answer"] == "19"

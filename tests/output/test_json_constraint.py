@@ -16,7 +16,7 @@ from kimi_vl.output.thinking import CLOSING, OPENING
 from kimi_vl.prompt.processor import KimiVLProcessor
 
 tokenizer = KimiVLProcessor.from_pretrained(WEIGHTS / "tiny").tokenizer
-plain, thinking = JsonConstraints(tokenizer, thinks=False), JsonConstraints(tokenizer, thinks=True)
+constraints = JsonConstraints(tokenizer)
 FEW = 40  # tokens, after which whatever can end a value is taken
 SCHEMAS = {
     "object": {
@@ -79,13 +79,13 @@ def draw(constraint: JsonConstraint, random: Random) -> str:
 @pytest.mark.parametrize("name", SCHEMAS)
 @given(seed=st.integers(0, 2**32))
 def test_all_that_can_be_drawn_is_valid(name: str, seed: int) -> None:
-    text = draw(plain.by_schema(json.dumps(SCHEMAS[name])), Random(seed))
+    text = draw(constraints.by_schema(json.dumps(SCHEMAS[name]), thinks=False), Random(seed))
     jsonschema.validate(json.loads(text), SCHEMAS[name])
 
 
 @pytest.mark.parametrize("thought", ["", "One, two {3}.", 'It says "◁/ think▷" and [1.'])
 def test_thinking_goes_before_the_answer(thought: str) -> None:
-    constraint = thinking.by_schema(json.dumps(SCHEMAS["object"]))
+    constraint = constraints.by_schema(json.dumps(SCHEMAS["object"]), thinks=True)
     for token in tokenizer.encode_text(f"{OPENING}{thought}{CLOSING}"):
         choices = allowed(constraint.mask())
         assert token in choices
@@ -95,7 +95,7 @@ def test_thinking_goes_before_the_answer(thought: str) -> None:
 
 
 def test_a_model_that_thinks_need_not() -> None:
-    constraint = thinking.by_schema(json.dumps(SCHEMAS["array"]))
+    constraint = constraints.by_schema(json.dumps(SCHEMAS["array"]), thinks=True)
     for token in tokenizer.encode_text("[1, 2]"):
         assert token in allowed(constraint.mask())
         constraint.accept(token)
@@ -103,7 +103,7 @@ def test_a_model_that_thinks_need_not() -> None:
 
 
 def test_two_outputs_do_not_know_of_each_other() -> None:
-    first, second = (plain.by_schema(json.dumps(SCHEMAS["enum"])) for _ in range(2))
+    first, second = (constraints.by_schema(json.dumps(SCHEMAS["enum"]), thinks=False) for _ in range(2))
     before = allowed(second.mask())
     first.accept(before[0])
     assert allowed(second.mask()) == before
@@ -127,6 +127,6 @@ def test_two_outputs_do_not_know_of_each_other() -> None:
 )
 def test_what_cannot_be_enforced_is_refused_by_name(schema: str, why: str) -> None:
     with pytest.raises(InvalidRequest, match=f"json_schema {why}") as error:
-        plain.by_schema(schema)
+        constraints.by_schema(schema, thinks=False)
     assert len(str(error.value)) < 400
     assert "\n" not in str(error.value)

@@ -1,7 +1,8 @@
 """One token in, the next one out: the whole step of the decoder, captured once and replayed for every token."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 
 import torch
@@ -14,7 +15,7 @@ from kimi_vl.engine.fast.kernels.latent_attention import SPLITS, attend, merge
 from kimi_vl.engine.fast.kernels.latent_query import absorb
 from kimi_vl.engine.fast.kernels.linear import linear_add, norm_linear
 from kimi_vl.engine.fast.kernels.routing import Scratch, route
-from kimi_vl.engine.fast.kernels.sampling import BLOCK, Draw, Stages, finish, penalise, pick, truncate
+from kimi_vl.engine.fast.kernels.sampling import BLOCK, Draw, Stages, finish, penalise, pick, restrict, truncate
 from kimi_vl.engine.fast.weights import Weights
 
 AHEAD = 2  # steps under way while the host reads; what is thrown away when a text ends
@@ -52,6 +53,9 @@ class Decoder:
         self.position = torch.zeros(1, dtype=torch.int32, device=cache.device)
         self.draw = Draw.empty(cache.device)
         self.counts = torch.zeros(len(self.logits), dtype=torch.int32, device=cache.device)  # kept where penalised
+        words = triton.cdiv(len(self.logits), 32)
+        self._mask = torch.zeros(words, dtype=torch.int32, device=cache.device)  # of a constraint
+        self._sent_mask = torch.zeros(words, dtype=torch.int32, pin_memory=cache.is_cuda)
         self.tokens = torch.zeros(RING, dtype=torch.int32, pin_memory=cache.is_cuda)
         chosen = weights.layers[-1][1].chosen
         aligned = triton.cdiv(chosen, 4) * 4  # every row then starts where one compiled kernel expects it
@@ -62,23 +66,33 @@ class Decoder:
             for (_, mlp), experts in zip(weights.layers, self.experts, strict=True)
         ]
         self._events = [torch.cuda.Event(blocking=True) for _ in range(RING if cache.is_cuda else 0)]
-        self._graphs: dict[Stages, torch.cuda.CUDAGraph] = {}
+        self._graphs: dict[Stages, torch.cuda.CUDAGraph] = {}  # of a step
+        self._choices: dict[Stages, torch.cuda.CUDAGraph] = {}  # of its end, under a constraint
+        self._forward: torch.cuda.CUDAGraph | None = None  # of its beginning
         self._stages = Stages()  # these three are the present request's
         self._first = 0  # its prompt's length
         self._made = 0  # tokens of prompt and output, as far as steps have been started
 
     def capture(self) -> None:
-        """Captures the step in CUDA graphs, one for each choice of stages."""
+        """Captures the step in CUDA graphs, whole and in its two parts, for each choice of stages."""
         for stages in (Stages(*flags) for flags in product((False, True), repeat=2)):
-            self.position.zero_()
-            self.run(stages)  # some libraries set themselves up
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
-                self.run(stages)
-            self._graphs[stages] = graph
+            self._graphs[stages] = self._captured(partial(self.run, stages))
+            self._choices[stages] = self._captured(partial(self._choose, stages, restricted=True))
+        self._forward = self._captured(self.forward)
 
-    def begin(self, length: int, params: SamplingParams, output: Sequence[int] = ()) -> None:
-        """Draws the next token of a request from `logits`, which its prompt of `length` tokens and its output made."""
+    def example(self) -> None:
+        """What launches all kernels of a step."""
+        self.run(Stages())
+        self.run(Stages(penalised=True))
+        restrict(self.logits, self._mask)
+
+    def begin(
+        self, length: int, params: SamplingParams, output: Sequence[int] = (), mask: Tensor | None = None
+    ) -> None:
+        """Draws the next token of a request from `logits`, which its prompt of `length` tokens and its output made.
+
+        With a mask this is the first call of `choose`, otherwise `step` makes what follows.
+        """
         self.draw.set(params, len(self.logits))
         self.position.fill_(length + len(output) - 1)
         self._stages = Stages.of(params)
@@ -89,8 +103,28 @@ class Decoder:
                 self.counts.index_add_(0, ids, torch.ones_like(ids, dtype=torch.int32))
         self._first = length
         self._made = length + len(output)
-        self._choose(self._stages)
-        self._mark()
+        if mask is not None:
+            self.choose(mask)
+        else:
+            self._choose(self._stages)
+            self._mark_token()
+
+    def choose(self, mask: Tensor) -> None:
+        """Starts to make one more token, of those that a Constraint's mask allows, and the logits that follow it.
+
+        The token before it must have been read.
+        """
+        self._sent_mask.copy_(mask)
+        self._mask.copy_(self._sent_mask, non_blocking=True)
+        if self._forward:
+            self._choices[self._stages].replay()
+        else:
+            self._choose(self._stages, restricted=True)
+        self._mark_token()
+        if self._forward:
+            self._forward.replay()
+        else:
+            self.forward()
 
     def step(self) -> None:
         """Starts to make one more token."""
@@ -98,7 +132,7 @@ class Decoder:
             self._graphs[self._stages].replay()
         else:
             self.run(self._stages)
-        self._mark()
+        self._mark_token()
 
     def token(self, index: int) -> int:
         """The token number `index` of the request, counted from 0; waits until it is there."""
@@ -146,8 +180,18 @@ class Decoder:
         if mlp.chosen:
             contract(b.x, mlp, work)
 
-    def _choose(self, stages: Stages) -> None:
+    def _captured(self, work: Callable[[], None]) -> torch.cuda.CUDAGraph:
+        self.position.zero_()
+        work()  # some libraries set themselves up
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            work()
+        return graph
+
+    def _choose(self, stages: Stages, restricted: bool = False) -> None:
         b = self._buffers
+        if restricted:
+            restrict(self.logits, self._mask)
         counts = self.counts if stages.penalised else None
         if counts is not None:
             penalise(self.logits, counts, self.draw)
@@ -156,7 +200,7 @@ class Decoder:
         pick(self.logits, self.draw, self.position, b.best, b.best_ids)
         finish(b.x, b.best, b.best_ids, self.weights.embeddings, self.position, self.tokens, counts)
 
-    def _mark(self) -> None:
+    def _mark_token(self) -> None:
         if self._events:
             self._events[(self._made - 1) % RING].record()
         self._made += 1

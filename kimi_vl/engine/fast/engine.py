@@ -11,7 +11,6 @@ from kimi_vl.engine.base import Engine, Generation, ModelInputs, Stopwatch, to_d
 from kimi_vl.engine.fast.chunk_attention import CHUNK, attend_chunk
 from kimi_vl.engine.fast.decode import AHEAD, Decoder
 from kimi_vl.engine.fast.kernels.operation import compile_ahead, is_hopper
-from kimi_vl.engine.fast.kernels.sampling import Stages
 from kimi_vl.engine.fast.memory import context_that_fits
 from kimi_vl.engine.fast.network import Network
 from kimi_vl.engine.fast.pictures import Pictures
@@ -55,8 +54,7 @@ class FastEngine(Engine):
         """Compiles all kernels and captures all graphs, so that the first request is as quick as any."""
         hopper = is_hopper(self.cache.device)
         planned = self._thread.submit(self._plan_attention if hopper else int)
-        steps = [lambda: self.decoder.run(Stages()), lambda: self.decoder.run(Stages(penalised=True))]
-        compile_ahead(*steps, self._graphs.example, self.pictures.blocks.example)
+        compile_ahead(self.decoder.example, self._graphs.example, self.pictures.blocks.example)
         planned.result()
         self.decoder.capture()
         self.pictures.blocks.capture()
@@ -137,12 +135,12 @@ class FastEngine(Engine):
         return x
 
     def _write(self, length: int, generation: Generation) -> None:
-        """Makes tokens and hands them on; the GPU stays some steps ahead of the reading."""
-        params, output = generation.params, list[int]()
-        self.decoder.begin(length, params)
+        """Makes tokens and hands them on; the GPU stays some steps ahead, or half a step under a constraint."""
+        params, constraint, output = generation.params, generation.constraint, list[int]()
+        self.decoder.begin(length, params, output, constraint.mask() if constraint else None)
         started = 1
         while True:
-            while started < min(len(output) + 1 + AHEAD, params.max_new_tokens):
+            while not constraint and started < min(len(output) + 1 + AHEAD, params.max_new_tokens):
                 self.decoder.step()
                 started += 1
             output.append(self.decoder.token(len(output)))
@@ -150,13 +148,19 @@ class FastEngine(Engine):
                 generation.timings |= self._stopwatch.seconds()
             if not generation.emit(output[-1]):
                 return
-            if forced := generation.forced_after(output[-1]):
-                if not all(map(generation.emit, forced)):
-                    return
+            forced = generation.forced_after(output[-1])
+            if not all(map(generation.emit, forced)):
+                return
+            if constraint:
+                for token in (output[-1], *forced):
+                    constraint.accept(token)
+            if forced:
                 self._append(forced, length + len(output))  # in place of what the steps ahead have made
                 output += forced
-                self.decoder.begin(length, params, output)
+                self.decoder.begin(length, params, output, constraint.mask() if constraint else None)
                 started = len(output) + 1
+            elif constraint:
+                self.decoder.choose(constraint.mask())
 
     def _append(self, tokens: Sequence[int], start: int) -> None:
         """Reads tokens at a position as if the prompt went on with them."""

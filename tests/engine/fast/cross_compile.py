@@ -166,6 +166,7 @@ def launch_others() -> None:
     """What is the same for weights of any bits."""
     x, position = floats(2048), integers(1)
     draw = sampling.Draw.empty(torch.device("cpu"))
+    sampling.restrict.launch(floats(163840), integers(5120))
     sampling.pick.launch(floats(163840), draw, position, floats(160), integers(160))
     for counts in (None, integers(163840)):
         sampling.finish.launch(x, floats(160), integers(160), of(163840, 2048), position, integers(64), counts)

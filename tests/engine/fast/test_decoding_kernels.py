@@ -12,7 +12,7 @@ from kimi_vl.engine.fast.kernels.latent_query import absorb
 from kimi_vl.engine.fast.kernels.linear import linear_add, norm_linear
 from kimi_vl.engine.fast.kernels.operation import Operation
 from kimi_vl.engine.fast.kernels.routing import Scratch, route
-from kimi_vl.engine.fast.kernels.sampling import BLOCK, Draw, finish, penalise, pick
+from kimi_vl.engine.fast.kernels.sampling import BLOCK, Draw, finish, penalise, pick, restrict
 from tests.engine.fast.kernels import (
     DEVICE,
     DTYPES,
@@ -142,6 +142,16 @@ def test_penalising_what_was_generated(vocabulary: int) -> None:
     counts[0] = 0
     check(penalise, [logits], logits, counts, draw, tolerance=1e-6)
     assert (logits == before).equal(counts == 0)
+
+
+@pytest.mark.parametrize("vocabulary", [3, 32, BLOCK, 2 * BLOCK + 57])
+def test_restricting(vocabulary: int) -> None:
+    logits, mask = normal(vocabulary), torch.randint(-(2**31), 2**31, (-(-vocabulary // 32),), device=DEVICE).int()
+    expected = [value if int(mask[i // 32]) >> i % 32 & 1 else float("-inf") for i, value in enumerate(logits.tolist())]
+    for run in (restrict.reference, restrict.launch):
+        restricted = logits.clone()
+        run(restricted, mask)
+        assert restricted.tolist() == expected
 
 
 @pytest.mark.parametrize("counting", [False, True])

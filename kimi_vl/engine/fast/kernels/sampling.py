@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kimi_vl.engine.base import SamplingParams, to_device
+from kimi_vl.engine.base import SamplingParams, allowed, to_device
 from kimi_vl.engine.fast.kernels.operation import Operation, launch_options, release_next, run_kernel, wait_for_previous
 
 BLOCK = 1024  # logits in one program
@@ -65,6 +65,42 @@ class Stages:
     def of(cls, params: SamplingParams) -> "Stages":
         """Those that a request needs."""
         return cls(params.penalises, params.truncates)
+
+
+@triton.jit
+def _restrict_kernel(logits, mask, VOCABULARY, BLOCK: tl.constexpr, PDL: tl.constexpr):
+    release_next(PDL)
+    ids = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    known = ids < VOCABULARY
+    wait_for_previous(PDL)
+    word = tl.load(mask + ids // 32, mask=known, other=0)
+    tl.store(logits + ids, float("-inf"), mask=known & (word >> (ids % 32) & 1 == 0))
+
+
+def _launch_restrict(logits: Tensor, mask: Tensor) -> None:
+    vocabulary = logits.shape[0]
+    run_kernel(
+        _restrict_kernel,
+        (triton.cdiv(vocabulary, BLOCK),),
+        logits,
+        mask,
+        vocabulary,
+        BLOCK=BLOCK,
+        **launch_options(logits, 4),
+    )
+
+
+def restrict_reference(logits: Tensor, mask: Tensor) -> None:
+    """Sets the logits of tokens that are not allowed to -inf.
+
+    Args:
+        logits: [vocabulary] float32, changed.
+        mask: [vocabulary / 32, rounded up] int32, of a Constraint.
+    """
+    logits.masked_fill_(~allowed(mask, len(logits)), float("-inf"))
+
+
+restrict = Operation(_launch_restrict, restrict_reference)
 
 
 @triton.jit

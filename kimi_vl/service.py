@@ -19,7 +19,7 @@ from kimi_vl.model.fetch import fetch
 from kimi_vl.model.variants import Variant, fetchable, find_model
 from kimi_vl.output.detokenizer import Detokenizer
 from kimi_vl.output.thinking import Delta, ThinkingSplitter
-from kimi_vl.prompt.chat import answer_prefix, question, render
+from kimi_vl.prompt.chat import answer_prefix, render
 from kimi_vl.prompt.processor import KimiVLProcessor
 from kimi_vl.prompt.tokenizer import TikTokenTokenizer
 from kimi_vl.request import Request
@@ -137,8 +137,7 @@ class Service:
         """
         started = monotonic()
         request.check(self.settings)
-        system = {"role": "system", "content": request.system_prompt}
-        prompt = render([system, question(request.prompt, len(request.images))])
+        prompt = render(request.conversation.turns)
         inputs = self._processor.prepare(request.pictures(self.settings), prompt, self._pool)
         params = SamplingParams(
             max_new_tokens=request.max_new_tokens,

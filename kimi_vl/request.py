@@ -3,7 +3,7 @@
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 
 from PIL import Image
@@ -45,7 +45,8 @@ class Request:
                 raise InvalidRequest(
                     f"The {name} has {len(text):,} characters and the limit is {MAX_CHARACTERS:,}; shorten it."
                 )
-        characters, pictures = self.conversation.characters, self.conversation.pictures
+        conversation = self.conversation
+        characters, pictures = conversation.characters, conversation.pictures
         if characters > MAX_CHARACTERS:
             raise InvalidRequest(
                 f"The texts have {characters:,} characters together and the limit is {MAX_CHARACTERS:,}; shorten them."
@@ -72,7 +73,7 @@ class Request:
         sources = self.conversation.pictures
         return [partial(_read, source, position, limits) for position, source in enumerate(sources)]
 
-    @cached_property
+    @property
     def conversation(self) -> Conversation:
         """The turns, the prompt's at their end, and the pictures in them.
 

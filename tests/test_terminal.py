@@ -86,12 +86,14 @@ def test_what_got_no_answer_is_no_part_of_the_conversation(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     picture = EXAMPLES / "number.png"
-    lines = iter([f"/image {picture}", "one", "two", "", "three"])
+    no_text = UnicodeDecodeError("utf-8", b"\xff", 0, 1, "")
+    lines = iter([f"/image {picture}", "one", no_text, "two", "", "three", EOFError()])
 
     def typed(_: str) -> str:
-        for line in lines:
-            return line
-        raise EOFError
+        line = next(lines)
+        if isinstance(line, Exception):
+            raise line
+        return line
 
     monkeypatch.setattr("builtins.input", typed)
     thinking, yes = Delta("Hm.", ""), Delta("", "yes")
@@ -101,7 +103,9 @@ def test_what_got_no_answer_is_no_part_of_the_conversation(
     two = [{"role": "user", "content": parts}, {"role": "assistant", "content": "yes"}]
     asked = [(request.prompt, request.images, request.messages, request.seed) for request in service.asked]
     assert asked == [("one", [picture], [], 5), ("two", [picture], [], 5), ("three", [picture], two, 5)]
-    assert capsys.readouterr().out.endswith("Hm.\n\nyes\n\n")
+    output = capsys.readouterr()
+    assert output.out.endswith("Hm.\n\nyes\n\n")
+    assert "error: What was typed is not text in this terminal's encoding" in output.err
 
 
 class Terminal:

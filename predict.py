@@ -63,12 +63,21 @@ class Predictor(BasePredictor):
     @streaming
     def predict(
         self,
-        prompt: str = Input(description="Your question or instruction.", min_length=1),
+        prompt: str = Input(
+            description="Your question or instruction. With messages, their last turn; it may then be empty.",
+            default="",
+        ),
         images: list[Path] = Input(
             description="Up to eight pictures, in the order in which the prompt speaks of them: PNG, JPEG, WebP, GIF, "
             "BMP, TIFF, AVIF or HEIC.",
             default=[],
             accept="image/*",
+        ),
+        messages: list[dict] = Input(
+            description="A conversation in OpenAI's chat format, before the prompt: JSON objects with a role (system, "
+            'user or assistant) and a content: a text, or a list of {"type": "text", "text": …} and {"type": '
+            '"image_url", "image_url": {"url": …}}, where the URL is a data: URI, or image:1 for the first of images.',
+            default=[],
         ),
         system_prompt: str = Input(
             description="What the model is told to be, before your prompt.", default="You are a helpful assistant"
@@ -159,6 +168,7 @@ class Predictor(BasePredictor):
                 request = Request(
                     prompt=prompt,
                     images=fetched_files(images),
+                    messages=messages,
                     system_prompt=system_prompt,
                     # Numbers come as JSON has them: 1 as an int, 1.0 as a float, whatever is declared.
                     temperature=None if temperature == -1 else float(temperature),

@@ -1,4 +1,4 @@
-"""The command line: one question about pictures, answered in the terminal.
+"""The command line: a question about pictures answered in the terminal, or a conversation.
 
 What takes seconds to import is imported when the arguments are known to be right.
 """
@@ -6,6 +6,7 @@ What takes seconds to import is imported when the arguments are known to be righ
 import argparse
 import json
 import os
+import re
 import sys
 from dataclasses import asdict, replace
 from io import TextIOWrapper
@@ -18,9 +19,12 @@ from kimi_vl.output.pacing import joined
 from kimi_vl.prompt.chat import DEFAULT_SYSTEM_PROMPT
 from kimi_vl.request import Request
 from kimi_vl.settings import Settings
+from kimi_vl.terminal import Chat, Screen, say, visible
 
 if TYPE_CHECKING:
     from kimi_vl.service import Answer
+
+MAX_MESSAGES_BYTES = 100 * 2**20  # as Cog's server takes
 
 
 def schema_file(name: str) -> str:
@@ -32,11 +36,37 @@ def schema_file(name: str) -> str:
     try:
         return Path(name).read_text() if name else ""
     except (OSError, ValueError):
-        raise argparse.ArgumentTypeError(f"{name} cannot be read") from None
+        raise argparse.ArgumentTypeError("the file cannot be read; check that it exists and is text") from None
+
+
+def messages_file(name: str) -> list[object]:
+    """The messages in a JSON file, or in stdin for -.
+
+    Raises:
+        ArgumentTypeError: it cannot be read, is too large, or holds no list of messages.
+    """
+    try:
+        with open(sys.stdin.fileno() if name == "-" else name, "rb", closefd=name != "-") as file:
+            data = file.read(MAX_MESSAGES_BYTES + 1)
+    except OSError:
+        raise argparse.ArgumentTypeError("the file cannot be read; check that it exists") from None
+    if len(data) > MAX_MESSAGES_BYTES:
+        raise argparse.ArgumentTypeError(f"the file has more than {MAX_MESSAGES_BYTES:,} bytes, the limit")
+    try:
+        messages = json.loads(data)
+    except (ValueError, RecursionError):
+        raise argparse.ArgumentTypeError("the file is not JSON; write a list of messages") from None
+    if not isinstance(messages, list) or not messages:
+        raise argparse.ArgumentTypeError("the file holds no list of messages; write one")
+    return messages
 
 
 ARGUMENTS: dict[str, dict[str, Any]] = {
-    "prompt": {"metavar": "PROMPT", "help": "the question or instruction"},
+    "prompt": {
+        "metavar": "PROMPT",
+        "nargs": "?",
+        "help": "the question or instruction; without one, and without --messages, a conversation begins",
+    },
     "images": {
         "metavar": "IMAGE",
         "nargs": "*",
@@ -109,12 +139,19 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
         "default": "",
         "help": "a JSON Schema that the answer must follow",
     },
+    "--messages": {
+        "metavar": "FILE",
+        "type": messages_file,
+        "default": (),
+        "help": "a conversation before the prompt, in OpenAI's chat format: a JSON list of messages, - for stdin; "
+        "image:1 is the first IMAGE, and PROMPT may be ''",
+    },
     "--json": {"action": "store_true", "help": "print one JSON object and nothing else"},
 }
-DIM, PLAIN = "\033[2m", "\033[0m"
+C1 = re.compile(r"[\x7f-\x9f]")  # JSON need not escape these, and a terminal may obey them
 SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
 ENDS = ("max_new_tokens", "thinking_budget", "stop", "json_schema")
-REQUEST = ("prompt", "images", "system_prompt", *SAMPLING, "seed", *ENDS)
+REQUEST = ("prompt", "images", "messages", "system_prompt", *SAMPLING, "seed", *ENDS)
 BAD_INPUT, INTERRUPTED, READER_GONE = 2, 130, 141  # exit statuses
 
 
@@ -122,7 +159,7 @@ class Parser(argparse.ArgumentParser):
     """Says what is wrong in one line."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(BAD_INPUT, f"error: {message}; --help tells how\n")
+        self.exit(BAD_INPUT, visible(f"error: {message}; --help tells how\n"))
 
 
 def parser() -> Parser:
@@ -134,18 +171,23 @@ def parser() -> Parser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Answers one prompt; returns the exit status."""
+    """Answers one prompt, or holds a conversation; returns the exit status."""
     arguments = parser().parse_intermixed_args(argv)
+    chats = arguments.prompt is None and not arguments.messages
+    if chats and (arguments.json or not sys.stdin.isatty()):
+        parser().error("a PROMPT is missing")
+    arguments.prompt = "?" if chats else arguments.prompt or ""  # to check the options before the first question
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # whatever a terminal cannot show
     try:
-        _answer(arguments)
+        _answer(arguments, chats)
     except (InvalidRequest, Misconfigured) as error:
-        _say(f"error: {error}")
+        say(f"error: {error}")
         return BAD_INPUT
     except KeyboardInterrupt:
-        _say(f"{PLAIN if sys.stdout.isatty() else ''}\nstopped")
+        print(Screen().plain, file=sys.stderr)
+        say("stopped")
         return INTERRUPTED
     except BrokenPipeError:  # whoever read the answer has gone; Python would say so again when it flushes
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -153,20 +195,24 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _answer(arguments: argparse.Namespace) -> None:
+def _answer(arguments: argparse.Namespace, chats: bool) -> None:
     settings = Settings.from_environment()
     settings = replace(settings, model=arguments.model or settings.model or best_model(settings.weights_dir))
     request = Request(**{name: getattr(arguments, name) for name in REQUEST})
     request.check(settings)
-    for read in request.pictures(settings):  # what is wrong with them is said before the wait for the weights
-        read()
-    _say(f"Starting {settings.model}")
+    if not settings.allow_urls:  # else a picture might be downloaded twice
+        for read in request.pictures(settings):  # what is wrong with them is said before the wait for the weights
+            read()
+    say(f"Starting {settings.model}")
     from kimi_vl.registration import register
     from kimi_vl.service import Service
 
     register()
-    service = Service.load(settings, progress=_say)
+    service = Service.load(settings, progress=say)
     try:
+        if chats:
+            Chat(service, request).run()
+            return
         with service.answer(request) as answer:
             (_print_json if arguments.json else _print_text)(answer, settings.model)
     finally:
@@ -174,22 +220,10 @@ def _answer(arguments: argparse.Namespace) -> None:
 
 
 def _print_text(answer: "Answer", model: str) -> None:
-    dim, plain = (DIM, PLAIN) if sys.stdout.isatty() else ("", "")
-    thinking = False
+    screen = Screen()
     for delta in answer:
-        if delta.thinking:
-            thinking = True
-            print(f"{dim}{delta.thinking}{plain}", end="", flush=True)
-        if delta.answer:
-            print("\n\n" * thinking + delta.answer, end="", flush=True)
-            thinking = False
-    print(flush=True)
-    usage = answer.usage
-    cut = "" if usage.finish_reason == "stop" else ", cut by --max-new-tokens"
-    _say(
-        f"{usage.input_tokens} tokens in, {usage.thinking_tokens} of thinking and {usage.answer_tokens} of answer out"
-        f"{cut}; {usage.time_to_first_token:.2f} s to the first, then {usage.tokens_per_second:.1f} a second; {model}"
-    )
+        screen.show(delta)
+    screen.end(answer.usage, model)
 
 
 def _print_json(answer: "Answer", model: str) -> None:
@@ -202,11 +236,7 @@ def _print_json(answer: "Answer", model: str) -> None:
         "model": model,
         "usage": usage,
     }
-    print(json.dumps(result, ensure_ascii=False))
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    print(C1.sub(lambda control: f"\\u{ord(control[0]):04x}", json.dumps(result, ensure_ascii=False)))
 
 
 if __name__ == "__main__":

@@ -9,11 +9,14 @@ from pathlib import Path
 from PIL import Image
 
 from kimi_vl.errors import InvalidRequest
-from kimi_vl.media.images import ImageLimits, ordinal, read_image
+from kimi_vl.media.data_uri import read_data_uri
+from kimi_vl.media.download import download
+from kimi_vl.media.images import ImageLimits, decode_image, ordinal, read_image
 from kimi_vl.prompt.chat import DEFAULT_SYSTEM_PROMPT
+from kimi_vl.prompt.messages import Conversation, Source, read_conversation
 from kimi_vl.settings import Settings
 
-MAX_CHARACTERS = 1_000_000  # of a text; far more than any context takes, and encoded within a second
+MAX_CHARACTERS = 1_000_000  # of all texts; far more than any context takes, and encoded within a second
 MAX_NEW_TOKENS = 32_768
 MAX_SEED = 2**63 - 1
 MAX_TOP_K = 163_840  # the vocabulary
@@ -27,6 +30,7 @@ class Request:
 
     prompt: str
     images: Sequence[Path] = ()
+    messages: Sequence[object] = ()  # the conversation before the prompt; see read_conversation
     system_prompt: str = DEFAULT_SYSTEM_PROMPT
     temperature: float | None = None  # None: what the model's authors recommend
     top_p: float = 1.0
@@ -47,16 +51,25 @@ class Request:
         Raises:
             InvalidRequest: something is missing or outside its limits.
         """
-        if not self.prompt.strip():
-            raise InvalidRequest("The prompt is empty; write a question or an instruction.")
         for name, text in (("prompt", self.prompt), ("system prompt", self.system_prompt)):
             if len(text) > MAX_CHARACTERS:
                 raise InvalidRequest(
                     f"The {name} has {len(text):,} characters and the limit is {MAX_CHARACTERS:,}; shorten it."
                 )
-        if len(self.images) > settings.max_images:
+        conversation = self.conversation
+        characters, pictures = conversation.characters, conversation.pictures
+        if characters > MAX_CHARACTERS:
             raise InvalidRequest(
-                f"The request has {len(self.images)} pictures and the limit is {settings.max_images}; send fewer."
+                f"The texts have {characters:,} characters together and the limit is {MAX_CHARACTERS:,}; shorten them."
+            )
+        if len(pictures) > settings.max_images:
+            raise InvalidRequest(
+                f"The request has {len(pictures)} pictures and the limit is {settings.max_images}; send fewer."
+            )
+        if not settings.allow_urls and any(_is_url(picture) for picture in pictures):
+            raise InvalidRequest(
+                "A message has a picture's URL and this server fetches none; send a data: URI, or image:N for the N-th "
+                "of images."
             )
         if self.temperature is not None:
             _check_range("temperature", self.temperature, 0, 2)
@@ -84,7 +97,17 @@ class Request:
     def pictures(self, settings: Settings) -> list[Callable[[], Image.Image]]:
         """What reads and decodes each picture, and raises InvalidRequest when it cannot be used."""
         limits = ImageLimits(settings.max_image_bytes, settings.max_image_pixels)
-        return [partial(read_image, path, position, limits) for position, path in enumerate(self.images)]
+        sources = self.conversation.pictures
+        return [partial(_read, source, position, limits) for position, source in enumerate(sources)]
+
+    @property
+    def conversation(self) -> Conversation:
+        """The turns, the prompt's at their end, and the pictures in them.
+
+        Raises:
+            InvalidRequest: they are not a conversation.
+        """
+        return read_conversation(self.messages, self.prompt, self.images, self.system_prompt)
 
 
 def fetched_files(images: Iterable[object]) -> list[Path]:
@@ -102,6 +125,17 @@ def fetched_files(images: Iterable[object]) -> list[Path]:
             )
         files.append(image)
     return files
+
+
+def _is_url(source: Source) -> bool:
+    return isinstance(source, str) and source[:6].lower() == "https:"
+
+
+def _read(source: Source, position: int, limits: ImageLimits) -> Image.Image:
+    if isinstance(source, Path):
+        return read_image(source, position, limits)
+    fetch = download if _is_url(source) else read_data_uri
+    return decode_image(fetch(source, position, limits.max_bytes), position, limits)
 
 
 def _check_range(name: str, value: float, lowest: float, highest: float) -> None:

@@ -22,7 +22,7 @@ from kimi_vl.output.detokenizer import Detokenizer
 from kimi_vl.output.json_constraint import JsonConstraints
 from kimi_vl.output.stop import StopMatcher
 from kimi_vl.output.thinking import Delta, ThinkingSplitter
-from kimi_vl.prompt.chat import answer_prefix, question, render, with_no_thinking
+from kimi_vl.prompt.chat import answer_prefix, render, with_no_thinking
 from kimi_vl.prompt.processor import KimiVLProcessor
 from kimi_vl.prompt.tokenizer import TikTokenTokenizer
 from kimi_vl.request import Request
@@ -157,8 +157,7 @@ class Service:
         """
         started = monotonic()
         request.check(self.settings)
-        system = {"role": "system", "content": request.system_prompt}
-        prompt = render([system, question(request.prompt, len(request.images))])
+        prompt = render(request.conversation.turns)
         thinks = self.variant.thinks and request.thinking_budget != 0
         constraint = self._constraints.by_schema(request.json_schema, thinks) if request.json_schema else None
         if self.variant.thinks and not thinks:

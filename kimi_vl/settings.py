@@ -34,6 +34,9 @@ class Settings:
     max_images: int = _setting(8, "Most pictures in a request.")
     max_image_bytes: int = _setting(20_000_000, "Largest picture file, in bytes.")
     max_image_pixels: int = _setting(64_000_000, "Largest picture, in pixels (width times height).")
+    allow_urls: bool = _setting(
+        False, "1 fetches pictures of messages from https URLs, from public addresses alone; 0 refuses such messages."
+    )
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> "Settings":
@@ -48,7 +51,13 @@ class Settings:
             if variable not in known:
                 raise Misconfigured(f"{variable} is not a setting; there are {', '.join(known)}")
             setting, text = known[variable], environment[variable]
-            if setting.type is int and not text.isdecimal():
-                raise Misconfigured(f"{variable} must be a whole number, not {text!r}")
-            values[setting.name] = int(text) if setting.type is int else text
+            values[setting.name] = _value(variable, text, setting.type)
         return cls(**values)
+
+
+def _value(variable: str, text: str, kind: object) -> str | int | bool:
+    if kind is int and not text.isdecimal():
+        raise Misconfigured(f"{variable} must be a whole number, not {text!r}")
+    if kind is bool and text not in ("0", "1"):
+        raise Misconfigured(f"{variable} must be 0 or 1, not {text!r}")
+    return int(text) if kind is int else text == "1" if kind is bool else text

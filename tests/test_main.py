@@ -5,14 +5,17 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image, ImageDraw
 
-from kimi_vl.__main__ import main
+from kimi_vl.__main__ import _print_json, main
 from kimi_vl.output.budget import ENOUGH
+from kimi_vl.output.thinking import Delta
+from kimi_vl.service import Usage
 
 
 @pytest.fixture
@@ -98,7 +101,7 @@ def test_options_may_stand_anywhere(number: str, capsys: pytest.CaptureFixture[s
     assert capsys.readouterr().out.endswith("42\n")
 
 
-@pytest.mark.parametrize("arguments", [[], ["hi", "--bogus"], ["hi", "--temperature", "warm"]])
+@pytest.mark.parametrize("arguments", [[], ["--json"], ["hi", "--bogus\x1b[2J"], ["hi", "--temperature", "warm"]])
 def test_wrong_usage_is_one_line(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         main(arguments)
@@ -106,6 +109,7 @@ def test_wrong_usage_is_one_line(arguments: list[str], capsys: pytest.CaptureFix
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ")
     assert "IMAGE" not in line
+    assert line.isprintable()
 
 
 def run(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
@@ -170,4 +174,81 @@ def test_an_answer_by_a_schema(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert json.loads(json.loads(capsys.readouterr().out)["answer"]) in ("red", "blue")
     with pytest.raises(SystemExit):
         main([*question, str(tmp_path / "missing.json")])
-    assert "missing.json cannot be read" in capsys.readouterr().err
+    assert "argument --json-schema: the file cannot be read" in capsys.readouterr().err
+
+
+def shown(text: str) -> dict[str, Any]:
+    picture = {"type": "image_url", "image_url": {"url": "image:1"}}
+    return {"role": "user", "content": [picture, {"type": "text", "text": text}]}
+
+
+def test_messages_come_from_a_file_or_stdin(number: str, tmp_path: Path) -> None:
+    file = tmp_path / "messages.json"
+    file.write_text(json.dumps([shown(QUESTION), {"role": "assistant", "content": "42"}]))
+    result = run("What number is in picture 1?", number, "--messages", str(file), "--json")
+    assert json.loads(result.stdout)["answer"] == "42", result.stderr
+    result = run("", number, "--messages", "-", "--json", input=json.dumps([shown(QUESTION)]))
+    assert json.loads(result.stdout)["answer"] == "42", result.stderr
+
+
+def test_messages_need_no_prompt(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "messages.json"
+    file.write_text(json.dumps([{"role": "user", "content": "What is 12 + 7?"}]))
+    assert main(["--model", "tiny", "--messages", str(file)]) == 0
+    assert capsys.readouterr().out.endswith("\n\n19\n")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "the file cannot be read"),
+        (b"", "the file is not JSON"),
+        (b"\xff{", "the file is not JSON"),
+        (b"[" * 100_000, "the file is not JSON"),
+        (b"{}", "the file holds no list of messages"),
+        (b"[]", "the file holds no list of messages"),
+        (b" " * 2000, "the file has more than 1,000 bytes, the limit"),
+    ],
+)
+def test_a_messages_file_that_is_none_is_said_in_one_line(
+    content: bytes | None,
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    file = tmp_path / "messages.json"
+    if content is not None:
+        file.write_bytes(content)
+    if "limit" in message:
+        monkeypatch.setattr("kimi_vl.__main__.MAX_MESSAGES_BYTES", 1000)
+    with pytest.raises(SystemExit) as stop:
+        main(["hi", "--messages", str(file)])
+    assert stop.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: argument --messages: {message}")
+
+
+def test_bad_messages_end_with_status_2_and_one_clear_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "messages.json"
+    file.write_text('[{"role": "\\u001b[2J", "content": ""}]')
+    assert main(["--model", "tiny", "--messages", str(file)]) == 2
+    assert capsys.readouterr().err.startswith(r"error: Message 1 has the role '\x1b[2J'; only")
+
+
+class Said:
+    """Stands for an answer that would command a terminal."""
+
+    text = "\x1b[2J\x9b31m\x7f end"
+    usage = Usage(input_tokens=1, image_tokens=0, seed=0)
+
+    def __iter__(self) -> Iterator[Delta]:
+        yield Delta(self.text, self.text)
+
+
+def test_json_commands_no_terminal_and_says_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+    answer: Any = Said()
+    _print_json(answer, "tiny")
+    output = capsys.readouterr().out
+    assert output.removesuffix("\n").isprintable()
+    assert json.loads(output)["answer"] == json.loads(output)["thinking"] == Said.text

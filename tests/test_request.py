@@ -1,15 +1,26 @@
 import os
+from base64 import b64encode
 from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from kimi_vl.errors import InvalidRequest
 from kimi_vl.request import MAX_CHARACTERS, MAX_SEED, Request, fetched_files
 from kimi_vl.settings import Settings
 
 GOOD = Request(prompt="What is this?")
+SAYS_A = {"role": "assistant", "content": "a" * (MAX_CHARACTERS // 2)}
+
+
+def shows(url: str) -> dict[str, Any]:
+    return {"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}]}
+
+
+SHOWS_FIRST = shows("image:1")
 
 
 @pytest.mark.parametrize(
@@ -19,6 +30,11 @@ GOOD = Request(prompt="What is this?")
         ({"prompt": "a" * (MAX_CHARACTERS + 1)}, "prompt has 1,000,001 characters and the limit is 1,000,000"),
         ({"system_prompt": "a" * (MAX_CHARACTERS + 1)}, "system prompt has 1,000,001 characters"),
         ({"images": [Path("p.png")] * 9}, "has 9 pictures and the limit is 8; send fewer"),
+        ({"messages": [SAYS_A, SAYS_A]}, "texts have 1,000,040 characters together and the limit is 1,000,000"),
+        ({"messages": [SHOWS_FIRST] * 9, "images": [Path("p.png")]}, "has 9 pictures and the limit is 8; send fewer"),
+        ({"messages": [SHOWS_FIRST], "images": [Path("p.png")] * 9}, "has 9 pictures and the limit is 8; send fewer"),
+        ({"messages": [shows("https://host/p.png")]}, "picture's URL and this server fetches none; send a data: URI"),
+        ({"messages": ["hi"]}, "Message 1 is not an object"),
         ({"temperature": 2.1}, "temperature is 2.1 and must be from 0 to 2"),
         ({"temperature": float("nan")}, "temperature is nan"),
         ({"temperature": -0.1}, "temperature is -0.1"),
@@ -56,6 +72,8 @@ def test_limits(change: dict[str, Any], message: str) -> None:
         {"temperature": 2.0, "seed": 0, "system_prompt": ""},
         {"top_k": 163840, "min_p": 1.0, "repetition_penalty": 0.01, "presence_penalty": -2.0, "frequency_penalty": 2.0},
         {"thinking_budget": 0, "stop": ["a" * 100] * 8},
+        {"messages": [SAYS_A, SHOWS_FIRST], "images": [Path("p.png")]},
+        {"messages": [SHOWS_FIRST] * 8, "images": [Path("p.png")], "prompt": ""},
     ],
 )
 def test_what_is_within_the_limits_passes(change: dict[str, Any]) -> None:
@@ -65,6 +83,40 @@ def test_what_is_within_the_limits_passes(change: dict[str, Any]) -> None:
 def test_the_number_of_pictures_is_a_setting() -> None:
     with pytest.raises(InvalidRequest, match="limit is 1"):
         replace(GOOD, images=[Path("a"), Path("b")]).check(Settings(max_images=1))
+
+
+def test_urls_pass_where_they_are_allowed() -> None:
+    replace(GOOD, messages=[shows("https://host/p.png")]).check(Settings(allow_urls=True))
+
+
+def test_pictures_come_from_where_the_messages_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def picture(red: int) -> bytes:
+        file = BytesIO()
+        Image.new("RGB", (28, 28), (red, 0, 0)).save(file, "PNG")
+        return file.getvalue()
+
+    asked = []
+
+    def downloaded(*arguments: Any) -> bytes:
+        asked.append(arguments)
+        return picture(3)
+
+    monkeypatch.setattr("kimi_vl.request.download", downloaded)
+    files = [tmp_path / "1.png", tmp_path / "2.png"]
+    for red, file in enumerate(files, start=1):
+        file.write_bytes(picture(red))
+    urls = ["image:2", "https://host/p.png", "data:;base64," + b64encode(picture(4)).decode(), "image:2"]
+    request = replace(GOOD, messages=[shows(url) for url in urls], images=files)
+    reads = request.pictures(Settings(allow_urls=True, max_image_bytes=1000))
+    assert [read().getpixel((0, 0)) for read in reads] == [(red, 0, 0) for red in (2, 3, 4, 2, 1)]
+    assert asked == [("https://host/p.png", 1, 1000)]
+
+
+def test_a_picture_in_a_data_uri_is_held_to_the_limits() -> None:
+    uri = "data:image/png;base64," + b64encode(bytes(2000)).decode()
+    (read,) = replace(GOOD, messages=[shows(uri)]).pictures(Settings(max_image_bytes=1000))
+    with pytest.raises(InvalidRequest, match=r"The first picture is larger than 0.001 MB, the limit"):
+        read()
 
 
 def test_files_that_the_server_fetched_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

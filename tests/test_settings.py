@@ -21,3 +21,11 @@ def test_reads_the_variables_that_are_set() -> None:
 def test_a_mistake_stops_the_start(variable: str, value: str, message: str) -> None:
     with pytest.raises(Misconfigured, match=message):
         Settings.from_environment({variable: value})
+
+
+def test_urls_are_allowed_by_1_alone() -> None:
+    assert Settings().allow_urls is False
+    for text, allowed in (("1", True), ("0", False)):
+        assert Settings.from_environment({"KIMI_VL_ALLOW_URLS": text}).allow_urls is allowed
+    with pytest.raises(Misconfigured, match="KIMI_VL_ALLOW_URLS must be 0 or 1, not 'yes'"):
+        Settings.from_environment({"KIMI_VL_ALLOW_URLS": "yes"})

@@ -7,6 +7,7 @@ import argparse
 import json
 import os
 import sys
+from contextlib import closing
 from dataclasses import asdict, replace
 from io import TextIOWrapper
 from pathlib import Path
@@ -30,6 +31,38 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
         "default": [],
         "type": Path,
         "help": "picture files, in the order in which the prompt speaks of them",
+    },
+    "--document": {
+        "metavar": "FILE",
+        "dest": "documents",
+        "action": "append",
+        "default": [],
+        "type": Path,
+        "help": "a PDF, whose pages are seen after the pictures; may be given more than once",
+    },
+    "--pages": {
+        "default": "",
+        "help": "which pages of each document: 1-5,8, or 12- to the end (default: all)",
+    },
+    "--video": {
+        "metavar": "FILE",
+        "type": Path,
+        "help": "an MP4, MOV, WebM, MKV, GIF or animated WebP, of which some frames are seen after pictures and pages",
+    },
+    "--video-frames": {
+        "type": int,
+        "default": 16,
+        "help": "how many frames, evenly from the first to the last (default: %(default)s)",
+    },
+    "--video-fps": {
+        "type": float,
+        "default": 0.0,
+        "help": "instead, so many frames for each second of the video (default: --video-frames counts)",
+    },
+    "--max-image-tokens": {
+        "type": int,
+        "default": 0,
+        "help": "most tokens of each picture, page and frame, from 64 up (default: the model's own limit)",
     },
     "--model": {
         "help": "thinking, thinking-2506, instruct, tiny, a checkpoint folder, or hf://owner/name[@revision] (default: "
@@ -57,7 +90,21 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "--json": {"action": "store_true", "help": "print one JSON object and nothing else"},
 }
 DIM, PLAIN = "\033[2m", "\033[0m"
-REQUEST = ("prompt", "images", "system_prompt", "temperature", "top_p", "max_new_tokens", "seed")
+REQUEST = (
+    "prompt",
+    "images",
+    "documents",
+    "pages",
+    "video",
+    "video_frames",
+    "video_fps",
+    "max_image_tokens",
+    "system_prompt",
+    "temperature",
+    "top_p",
+    "max_new_tokens",
+    "seed",
+)
 BAD_INPUT, INTERRUPTED, READER_GONE = 2, 130, 141  # exit statuses
 
 
@@ -103,6 +150,9 @@ def _answer(arguments: argparse.Namespace) -> None:
     request.check(settings)
     for read in request.pictures(settings):  # what is wrong with them is said before the wait for the weights
         read()
+    for attachment in request.attachments(settings):
+        with closing(attachment):
+            attachment.open()
     _say(f"Starting {settings.model}")
     from kimi_vl.registration import register
     from kimi_vl.service import Service

@@ -9,13 +9,18 @@ from pathlib import Path
 from PIL import Image
 
 from kimi_vl.errors import InvalidRequest
+from kimi_vl.media.documents import Documents, parse_pages
 from kimi_vl.media.images import ImageLimits, ordinal, read_image
+from kimi_vl.media.videos import MAX_FRAMES, Video
+from kimi_vl.prompt.budget import FLOOR
 from kimi_vl.prompt.chat import DEFAULT_SYSTEM_PROMPT
 from kimi_vl.settings import Settings
 
 MAX_CHARACTERS = 1_000_000  # of a text; far more than any context takes, and encoded within a second
 MAX_NEW_TOKENS = 32_768
 MAX_SEED = 2**63 - 1
+MAX_IMAGE_TOKENS = 16_384
+MAX_FPS = 100
 
 
 @dataclass(frozen=True)
@@ -24,6 +29,12 @@ class Request:
 
     prompt: str
     images: Sequence[Path] = ()
+    documents: Sequence[Path] = ()
+    pages: str = ""  # of each document, as parse_pages takes them; "": all
+    video: Path | None = None
+    video_frames: int = 16
+    video_fps: float = 0.0  # 0: video_frames counts
+    max_image_tokens: int = 0  # of each picture, page and frame; 0: the model's own limit
     system_prompt: str = DEFAULT_SYSTEM_PROMPT
     temperature: float | None = None  # None: what the model's authors recommend
     top_p: float = 1.0
@@ -47,6 +58,18 @@ class Request:
             raise InvalidRequest(
                 f"The request has {len(self.images)} pictures and the limit is {settings.max_images}; send fewer."
             )
+        most = settings.max_documents
+        if len(self.documents) > most:
+            raise InvalidRequest(
+                f"The request has {len(self.documents)} documents and the limit is {most}; send fewer."
+            )
+        parse_pages(self.pages)
+        if self.pages.strip() and not self.documents:
+            raise InvalidRequest("pages picks pages of documents and there are none; send a document or leave it out.")
+        _check_range("video_frames", self.video_frames, 1, MAX_FRAMES)
+        _check_range("video_fps", self.video_fps, 0, MAX_FPS)
+        if self.max_image_tokens != 0:
+            _check_range("max_image_tokens", self.max_image_tokens, FLOOR, MAX_IMAGE_TOKENS)
         if self.temperature is not None:
             _check_range("temperature", self.temperature, 0, 2)
         _check_range("top_p", self.top_p, 0, 1)
@@ -59,22 +82,36 @@ class Request:
         limits = ImageLimits(settings.max_image_bytes, settings.max_image_pixels)
         return [partial(read_image, path, position, limits) for position, path in enumerate(self.images)]
 
+    def attachments(self, settings: Settings) -> list[Documents | Video]:
+        """What holds pages and frames, in the order of the prompt; nothing is opened yet. Each must be closed."""
+        seconds = settings.max_media_seconds
+        attachments: list[Documents | Video] = []
+        if self.documents:
+            attachments.append(Documents(self.documents, self.pages, settings.max_document_bytes, seconds))
+        if self.video:
+            limits = settings.max_video_bytes, settings.max_image_pixels, seconds
+            attachments.append(Video(self.video, self.video_frames, self.video_fps, *limits))
+        return attachments
 
-def fetched_files(images: Iterable[object]) -> list[Path]:
+
+def fetched_files(files: Iterable[object], kind: str = "picture") -> list[Path]:
     """The files that the server fetched for a request; nothing that a client merely named is opened.
 
+    Args:
+        files: as they came.
+        kind: what they are, for messages.
     Raises:
         InvalidRequest: an item is not a file in the temporary directory.
     """
     folder = Path(tempfile.gettempdir()).resolve()
-    files = []
-    for position, image in enumerate(images):
-        if not isinstance(image, Path) or not image.is_file() or not image.resolve().is_relative_to(folder):
+    fetched = []
+    for position, file in enumerate(files):
+        if not isinstance(file, Path) or not file.is_file() or not file.resolve().is_relative_to(folder):
             raise InvalidRequest(
-                f"The {ordinal(position)} picture is not one that could be fetched; send an http(s) URL or a data: URI."
+                f"The {ordinal(position)} {kind} is not one that could be fetched; send an http(s) URL or a data: URI."
             )
-        files.append(image)
-    return files
+        fetched.append(file)
+    return fetched
 
 
 def _check_range(name: str, value: float, lowest: float, highest: float) -> None:

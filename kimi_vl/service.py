@@ -2,25 +2,29 @@
 
 import os
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from threading import Barrier
 from time import monotonic
 
 import torch
 
-from kimi_vl.engine.base import Engine, Generation, SamplingParams
+from kimi_vl.engine.base import Engine, Generation, ModelInputs, Picture, SamplingParams
 from kimi_vl.engine.reference import ReferenceEngine
 from kimi_vl.errors import Misconfigured
+from kimi_vl.media.documents import Documents
+from kimi_vl.media.videos import Video
 from kimi_vl.model.checkpoint import load_model
 from kimi_vl.model.fetch import fetch
 from kimi_vl.model.variants import Variant, fetchable, find_model
 from kimi_vl.output.detokenizer import Detokenizer
 from kimi_vl.output.thinking import Delta, ThinkingSplitter
-from kimi_vl.prompt.chat import answer_prefix, question, render
-from kimi_vl.prompt.processor import KimiVLProcessor
+from kimi_vl.prompt.budget import Budget, Sized
+from kimi_vl.prompt.chat import ChatPrompt, answer_prefix, encode, question, render
+from kimi_vl.prompt.processor import KimiVLProcessor, wait_for
 from kimi_vl.prompt.tokenizer import TikTokenTokenizer
 from kimi_vl.request import Request
 from kimi_vl.settings import Settings
@@ -35,6 +39,7 @@ class Usage:
 
     input_tokens: int
     image_tokens: int
+    pictures: list[dict[str, str | int]]  # of each its kind (image, page, frame), width and height as used, and tokens
     cached_tokens: int = 0  # of the input, not computed again
     seed: int
     thinking_tokens: int = 0
@@ -137,9 +142,13 @@ class Service:
         """
         started = monotonic()
         request.check(self.settings)
-        system = {"role": "system", "content": request.system_prompt}
-        prompt = render([system, question(request.prompt, len(request.images))])
-        inputs = self._processor.prepare(request.pictures(self.settings), prompt, self._pool)
+        attachments = request.attachments(self.settings)
+        try:
+            inputs = self._inputs(request, attachments)
+        finally:
+            for attachment in attachments:
+                attachment.close()
+        kinds = ["image"] * len(request.images) + [each.kind for each in attachments for _ in each.sizes]
         params = SamplingParams(
             max_new_tokens=request.max_new_tokens,
             stop_ids=self._processor.tokenizer.stop_ids,
@@ -150,10 +159,44 @@ class Service:
         usage = Usage(
             input_tokens=inputs.input_ids.shape[1],
             image_tokens=int((inputs.input_ids == self._processor.media_id).sum()),
+            pictures=[self._used(kind, picture) for kind, picture in zip(kinds, inputs.pictures, strict=True)],
             seed=params.seed,
         )
         generation = self._engine.generate(inputs, params)
         return Answer(generation, self._processor.tokenizer, usage, started, self.variant.thinks)
+
+    def _inputs(self, request: Request, attachments: Sequence[Documents | Video]) -> ModelInputs:
+        opening = [self._pool.submit(attachment.open) for attachment in attachments]
+        for opened in opening:
+            wait_for(opened)
+            opened.result()
+        introductions = [line for each in attachments for line in each.introductions]
+        pictures = request.pictures(self.settings)
+
+        def prompt(introduced: int) -> ChatPrompt:
+            system = {"role": "system", "content": request.system_prompt}
+            return render([system, question(request.prompt, len(request.images), introductions[:introduced])])
+
+        most = request.max_image_tokens
+        if attachments:
+            images, tokenizer = self._processor.image_processor, self._processor.tokenizer
+            budget = Budget(
+                images,
+                self._engine.context_length,
+                request.max_new_tokens,
+                lambda introduced: len(encode(prompt(introduced), tokenizer, [0] * (len(pictures) + introduced))),
+            )
+            drawn = [[Sized(each.kind, *size, each.enlarges) for size in each.sizes] for each in attachments]
+            most = budget.share([each for part in drawn for each in part], len(pictures), most)
+            for attachment, part in zip(attachments, drawn, strict=True):
+                attachment.send_sizes([each.size(images, most) for each in part])
+                pictures += [partial(attachment.picture, position) for position in range(len(part))]
+        return self._processor.prepare(pictures, prompt(len(introductions)), self._pool, most)
+
+    def _used(self, kind: str, picture: Picture) -> dict[str, str | int]:
+        (rows, columns), images = picture.grid, self._processor.image_processor
+        side = images.patch_size
+        return {"kind": kind, "width": columns * side, "height": rows * side, "tokens": images.tokens(picture.grid)}
 
     @property
     def healthy(self) -> bool:

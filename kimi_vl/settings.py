@@ -33,7 +33,13 @@ class Settings:
     )
     max_images: int = _setting(8, "Most pictures in a request.")
     max_image_bytes: int = _setting(20_000_000, "Largest picture file, in bytes.")
-    max_image_pixels: int = _setting(64_000_000, "Largest picture, in pixels (width times height).")
+    max_image_pixels: int = _setting(
+        64_000_000, "Largest picture, or frame of a video, in pixels (width times height)."
+    )
+    max_documents: int = _setting(8, "Most documents in a request.")
+    max_document_bytes: int = _setting(100_000_000, "Largest document, in bytes.")
+    max_video_bytes: int = _setting(1_000_000_000, "Largest video, in bytes.")
+    max_media_seconds: int = _setting(60, "Longest that reading the documents or the video of a request may take.")
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> "Settings":

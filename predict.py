@@ -14,7 +14,7 @@ from cog import BaseModel, BasePredictor, Input, Path, streaming
 
 from kimi_vl.errors import InvalidRequest
 from kimi_vl.output.pacing import Reporter, in_chunks, joined
-from kimi_vl.request import Request, fetched_files
+from kimi_vl.request import Request, fetched_file, fetched_files
 from kimi_vl.service import Answer, Service
 from kimi_vl.settings import Settings
 
@@ -153,7 +153,7 @@ class Predictor(BasePredictor):
                     images=fetched_files(images),
                     documents=fetched_files(documents, "document"),
                     pages=pages,
-                    video=fetched_files([video], "video")[0] if video is not None else None,
+                    video=None if video is None else fetched_file(video, "video"),
                     video_frames=int(video_frames),
                     video_fps=float(video_fps),
                     max_image_tokens=int(max_image_tokens),

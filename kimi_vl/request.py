@@ -1,5 +1,6 @@
 """What can be asked, and every limit on it."""
 
+import os
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -95,23 +96,24 @@ class Request:
 
 
 def fetched_files(files: Iterable[object], kind: str = "picture") -> list[Path]:
-    """The files that the server fetched for a request; nothing that a client merely named is opened.
+    """The files that the server fetched for a request; see fetched_file."""
+    return [fetched_file(file, f"{ordinal(position)} {kind}") for position, file in enumerate(files)]
+
+
+def fetched_file(file: object, name: str) -> Path:
+    """A file that the server fetched for a request; nothing that a client merely named is opened.
 
     Args:
-        files: as they came.
-        kind: what they are, for messages.
+        file: as it came.
+        name: what it is, for messages: "first picture".
     Raises:
-        InvalidRequest: an item is not a file in the temporary directory.
+        InvalidRequest: it is not a file in the temporary directory.
     """
     folder = Path(tempfile.gettempdir()).resolve()
-    fetched = []
-    for position, file in enumerate(files):
-        if not isinstance(file, Path) or not file.is_file() or not file.resolve().is_relative_to(folder):
-            raise InvalidRequest(
-                f"The {ordinal(position)} {kind} is not one that could be fetched; send an http(s) URL or a data: URI."
-            )
-        fetched.append(file)
-    return fetched
+    # os.path's takes what is no path at all, such as a data: URI that was not fetched, for absent
+    if not isinstance(file, Path) or not os.path.isfile(file) or not file.resolve().is_relative_to(folder):
+        raise InvalidRequest(f"The {name} is not one that could be fetched; send an http(s) URL or a data: URI.")
+    return file
 
 
 def _check_range(name: str, value: float, lowest: float, highest: float) -> None:

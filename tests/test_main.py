@@ -12,6 +12,8 @@ import pytest
 from PIL import Image, ImageDraw
 
 from kimi_vl.__main__ import main
+from tests.media.films import film, numbered
+from tests.media.pdfs import numbers
 
 
 @pytest.fixture
@@ -47,9 +49,28 @@ def test_json_is_one_object_and_nothing_else(number: str, capsys: pytest.Capture
     assert result["usage"]["cached_tokens"] == 0
 
 
+def test_a_document_and_a_video(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "d.pdf").write_bytes(numbers(["17", "4", "358"]))
+    video = film(tmp_path / "v.mp4", [numbered(str(index)) for index in range(40)])
+    tiny = ["--model", "tiny", "--max-image-tokens", "64", "--json"]
+    document = ["--document", str(tmp_path / "d.pdf")]
+    assert main(["What number is in the picture?", *document, "--pages", "3", *tiny]) == 0
+    assert json.loads(capsys.readouterr().out)["answer"] == "358"
+    assert main(["What number is in picture 2?", "--video", str(video), "--video-fps", "1", *tiny]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["answer"] == "25"
+    assert result["usage"]["pictures"] == [{"kind": "frame", "width": 168, "height": 140, "tokens": 30}] * 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["hi", "--document", "/no/such.pdf"], "error: The first document cannot be read"),
+        (["hi", "--document", __file__, "--document", "/no/such.pdf"], "error: The second document cannot be read"),
+        (["hi", "--document", __file__], "error: The first document is no PDF"),
+        (["hi", "--pages", "1"], "error: pages picks pages of documents and there are none"),
+        (["hi", "--video", __file__], "error: The video is of no known type"),
+        (["hi", "--video-frames", "0"], "error: video_frames is 0"),
         ([" "], "error: The prompt is empty"),
         (["hi", "--temperature", "3"], "error: temperature is 3.0"),
         (["hi", "--model", "no-such"], "error: 'no-such' is neither a checkpoint folder nor one of"),

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 from threading import Lock
 from typing import Any, BinaryIO
@@ -21,6 +22,7 @@ from kimi_vl.errors import InvalidRequest
 
 ROOT = Path(__file__).resolve().parents[2]
 MEMORY = 2 << 30  # bytes of address space; Python and the libraries take 0.3 GB of it
+DEFEATED = 3  # exit status of a process that met what it cannot read
 Size = tuple[int, int]  # width, height
 Message = dict[str, Any]
 
@@ -31,7 +33,7 @@ class ConfinedReader:
     def __init__(self, module: str, subject: str, seconds: int) -> None:
         """
         Args:
-            module: run as `python -m`; its main calls `serve`.
+            module: has `work(channel, request)`, which the process calls with the first message.
             subject: what is read, for messages: "the documents".
             seconds: from its start to its end.
         """
@@ -52,7 +54,7 @@ class ConfinedReader:
         """
         descriptors = [file.fileno() for file in files]
         self._process = subprocess.Popen(
-            [sys.executable, "-s", "-m", self._module],
+            [sys.executable, "-sP", "-m", __name__, self._module],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,  # libraries tell there what they think of a file
@@ -142,7 +144,7 @@ class ConfinedReader:
                 f"Reading {self._subject} took longer than {self._seconds} seconds, the limit; "
                 "send less of it, or something simpler."
             )
-        if status < 0:
+        if status < 0 or status == DEFEATED:
             return InvalidRequest(
                 f"Reading {self._subject} failed: a file is damaged, or needs more than {MEMORY >> 30} GB of memory; "
                 "send another."
@@ -172,16 +174,21 @@ class Channel:
         self._output.flush()
 
 
-def serve(work: Callable[[Channel, Message], None]) -> None:
-    """The main of such a process: binds itself, and hands the first message to `work`."""
+def main() -> None:
+    """Such a process: binds itself, and hands the first message to the module that its argument names."""
+    work: Callable[[Channel, Message], None] = import_module(sys.argv[1]).work
     channel = Channel()
     request = channel.receive()
-    signal.alarm(request["seconds"])  # the default is to end at once, also in the middle of a library
+    signal.alarm(max(1, request["seconds"]))  # the default is to end at once, also in the middle of a library
     for limit, value in ((resource.RLIMIT_AS, MEMORY), (resource.RLIMIT_FSIZE, 0), (resource.RLIMIT_CORE, 0)):
         resource.setrlimit(limit, (value, value))
     try:
         work(channel, request)
     except InvalidRequest as refusal:
         channel.send({"refusal": str(refusal)})
-    except BrokenPipeError:  # the service has what it wanted
-        pass
+    except Exception:  # libraries raise whatever they meet
+        sys.exit(DEFEATED)
+
+
+if __name__ == "__main__":
+    main()

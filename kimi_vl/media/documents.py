@@ -14,7 +14,7 @@ from kimi_vl.media.images import ordinal
 MAX_PAGES = 1000  # in a request; more do not fit in any context
 MAX_PICKS = 1000  # characters
 PART = re.compile(r"([0-9]{1,9})(?:(-)([0-9]{1,9})?)?")
-LAST = 10**9  # beyond every document's
+LAST = 2**32  # beyond every document's last page
 
 
 class Documents(ConfinedReader):
@@ -91,7 +91,7 @@ def pick_pages(picks: Sequence[range], counts: Sequence[int]) -> list[list[int]]
     clipped = [[range(pick.start, min(pick.stop, count + 1)) for pick in picks] for count in counts]
     for place, count in enumerate(counts):
         if not any(clipped[place]):
-            raise InvalidRequest(f"{_name(place)} has {count:,} pages and none of those in pages; leave it out.")
+            raise InvalidRequest(f"{_name(place)} ends at page {count:,}, before all that pages picks; leave it out.")
     total = sum(len(pick) for document in clipped for pick in document)
     if total > MAX_PAGES:
         raise InvalidRequest(f"The request has {total:,} pages and the limit is {MAX_PAGES:,}; pick some with pages.")

@@ -8,7 +8,7 @@ import pypdfium2 as pdfium
 import pypdfium2.raw as pdfium_c
 
 from kimi_vl.errors import InvalidRequest
-from kimi_vl.media.confined import Channel, Message, Size, serve
+from kimi_vl.media.confined import Channel, Message, Size
 
 FLAGS = pdfium_c.FPDF_ANNOT | pdfium_c.FPDF_REVERSE_BYTE_ORDER  # annotations are drawn; RGB, not BGR
 PASSWORD_NEEDED = 4  # FPDF_ERR_PASSWORD
@@ -71,7 +71,3 @@ def _rendered(document: pdfium.PdfDocument, number: int, size: Size, name: str) 
 
 def _damaged(page: int, name: str) -> InvalidRequest:
     return InvalidRequest(f"{name} is damaged at page {page}; send it again, or pick other pages.")
-
-
-if __name__ == "__main__":
-    serve(work)

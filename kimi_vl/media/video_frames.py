@@ -15,7 +15,7 @@ from av.stream import Disposition
 from PIL import Image
 
 from kimi_vl.errors import InvalidRequest
-from kimi_vl.media.confined import Channel, Message, serve
+from kimi_vl.media.confined import Channel, Message
 
 TYPES_TO_SEND = "an MP4, MOV, WebM, MKV, GIF or WebP file"
 EPSILON = 1e-6  # seconds that make no difference
@@ -257,7 +257,3 @@ def _sign(number: int) -> int:
 
 def _time(of: av.Packet | av.VideoFrame) -> int | None:
     return of.dts if of.pts is None else of.pts
-
-
-if __name__ == "__main__":
-    serve(work)

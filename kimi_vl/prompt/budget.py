@@ -58,10 +58,12 @@ class Budget:
         count = bisect_left(counts, True, key=lambda n: self._lacks_room(self.text_tokens(n), drawn[:n], images, floor))
         kinds = " and ".join(f"{kind}s" for kind in sorted({each.kind for each in drawn}, reverse=True))
         if not count:
-            raise InvalidRequest(f"Beside the text and {images} pictures there is no room for {kinds}; shorten those.")
+            raise InvalidRequest(
+                f"Beside the rest of the prompt there is no room for {kinds}; shorten the text or send fewer pictures."
+            )
         raise InvalidRequest(
             f"The request has {len(drawn):,} {kinds}, and even with {floor} tokens each only {count:,} fit beside the "
-            "rest; pick fewer."
+            "rest; ask for fewer."
         )
 
     def _lacks_room(self, text: int, drawn: Sequence[Sized], images: int, share: int) -> bool:

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 from cog_schema import ROOT, schema
 
+from kimi_vl.media.videos import MAX_FRAMES
 from kimi_vl.prompt.chat import DEFAULT_SYSTEM_PROMPT
-from kimi_vl.request import MAX_NEW_TOKENS, Request
+from kimi_vl.request import MAX_FPS, MAX_IMAGE_TOKENS, MAX_NEW_TOKENS, Request
 from kimi_vl.settings import Settings
 from predict import Predictor
 
@@ -21,6 +22,7 @@ def test_equals_what_cogs_own_generator_wrote(golden: Path) -> None:
 
 def test_only_the_prompt_is_required_and_every_input_is_described() -> None:
     assert PREDICTOR["components"]["schemas"]["Input"]["required"] == ["prompt"]
+    assert INPUTS["video"]["nullable"] is True
     assert list(INPUTS) == list(inspect.signature(Predictor.predict).parameters)[1:]
     for name, options in INPUTS.items():
         assert options["description"].endswith("."), name
@@ -30,6 +32,11 @@ def test_predict_offers_what_a_request_takes() -> None:
     assert INPUTS["system_prompt"]["default"] == DEFAULT_SYSTEM_PROMPT
     assert INPUTS["max_new_tokens"]["maximum"] == MAX_NEW_TOKENS
     assert INPUTS["max_new_tokens"]["default"] == Request("").max_new_tokens
+    assert INPUTS["video_frames"]["maximum"] == MAX_FRAMES
+    assert INPUTS["video_fps"]["maximum"] == MAX_FPS
+    assert INPUTS["max_image_tokens"]["maximum"] == MAX_IMAGE_TOKENS
+    for name in ("pages", "video_frames", "video_fps", "max_image_tokens"):
+        assert INPUTS[name]["default"] == getattr(Request(""), name)
     assert INPUTS["top_p"]["default"] == Request("").top_p
 
 

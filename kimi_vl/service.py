@@ -39,7 +39,7 @@ class Usage:
 
     input_tokens: int
     image_tokens: int
-    pictures: list[dict[str, str | int]]  # of each its kind (image, page, frame), width and height as used, and tokens
+    pictures: list[dict[str, str | int]]  # kind (image, page, frame), width and height with their padding, tokens
     cached_tokens: int = 0  # of the input, not computed again
     seed: int
     thinking_tokens: int = 0
@@ -166,6 +166,7 @@ class Service:
         return Answer(generation, self._processor.tokenizer, usage, started, self.variant.thinks)
 
     def _inputs(self, request: Request, attachments: Sequence[Documents | Video]) -> ModelInputs:
+        """Opens what is attached, finds out how large its pictures can be, and has all pictures read in that size."""
         opening = [self._pool.submit(attachment.open) for attachment in attachments]
         for opened in opening:
             wait_for(opened)

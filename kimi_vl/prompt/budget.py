@@ -1,5 +1,6 @@
 """How many tokens each picture may have, so that all pages and frames fit into the context."""
 
+import math
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -46,7 +47,7 @@ class Budget:
             InvalidRequest: so little would be left for each that nothing could be read; the message says how many
                 pages and frames would fit.
         """
-        limit = self.processor.in_token_limit // (self.processor.merge_kernel_size[0] ** 2)
+        limit = self.processor.in_token_limit // math.prod(self.processor.merge_kernel_size)
         limit = min(most or limit, limit)
         floor = min(FLOOR, limit)
         text = self.text_tokens(len(drawn))
@@ -54,13 +55,16 @@ class Budget:
         fitting = bisect_left(choices, True, key=lambda share: self._lacks_room(text, drawn, images, share))
         if fitting:
             return choices[fitting - 1]
-        counts = range(1, len(drawn) + 1)
-        count = bisect_left(counts, True, key=lambda n: self._lacks_room(self.text_tokens(n), drawn[:n], images, floor))
         kinds = " and ".join(f"{kind}s" for kind in sorted({each.kind for each in drawn}, reverse=True))
-        if not count:
+
+        def too_many(count: int) -> bool:
+            return self._lacks_room(self.text_tokens(count), drawn[:count], images, floor)
+
+        if too_many(1):
             raise InvalidRequest(
                 f"Beside the rest of the prompt there is no room for {kinds}; shorten the text or send fewer pictures."
             )
+        count = bisect_left(range(1, len(drawn) + 1), True, key=too_many)
         raise InvalidRequest(
             f"The request has {len(drawn):,} {kinds}, and even with {floor} tokens each only {count:,} fit beside the "
             "rest; ask for fewer."

@@ -13,7 +13,7 @@ from kimi_vl.media.images import ordinal
 
 MAX_PAGES = 1000  # in a request; more do not fit in any context
 MAX_PICKS = 1000  # characters
-PART = re.compile(r"([0-9]{1,9})(?:(-)([0-9]{1,9})?)?")
+PART = re.compile(r"\s*([0-9]{1,9})\s*(?:(-)\s*([0-9]{1,9})?\s*)?")
 LAST = 2**32  # beyond every document's last page
 
 
@@ -60,7 +60,7 @@ def parse_pages(text: str) -> list[range]:
     if len(text) > MAX_PICKS:
         raise InvalidRequest(f"pages has {len(text):,} characters and the limit is {MAX_PICKS:,}; pick longer ranges.")
     picks: list[range] = []
-    for part in re.sub(r"\s", "", text).split(","):
+    for part in text.split(","):
         match = PART.fullmatch(part)
         first = int(match[1]) if match else 0
         last = int(match[3] or LAST - 1) if match and match[2] else first

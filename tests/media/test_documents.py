@@ -215,7 +215,9 @@ def test_any_text_is_pages_or_is_refused(text: str) -> None:
         assert all(one.stop < other.start for one, other in pairwise(picks))
 
 
-@pytest.mark.parametrize("text", ["0", "3-2", "-3", "1,,2", "1-2-3", "one", "1;2", "1.5", "\u0663", "9999999999"])
+@pytest.mark.parametrize(
+    "text", ["0", "3-2", "-3", "1,,2", "1 2", "1-2 3", "1-2-3", "one", "1;2", "1.5", "\u0663", "9999999999"]
+)
 def test_wrong_picks(text: str) -> None:
     with pytest.raises(InvalidRequest, match='pages must be like "1-5,8"'):
         parse_pages(text)

@@ -7,13 +7,14 @@ import traceback
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from threading import Thread, Timer
+from typing import Optional  # the only way to leave a file out that Cog's schema knows
 
 import coglet
 from cog import BaseModel, BasePredictor, Input, Path, streaming
 
 from kimi_vl.errors import InvalidRequest
 from kimi_vl.output.pacing import Reporter, in_chunks, joined
-from kimi_vl.request import Request, fetched_files
+from kimi_vl.request import Request, fetched_file, fetched_files
 from kimi_vl.service import Answer, Service
 from kimi_vl.settings import Settings
 
@@ -78,6 +79,44 @@ class Predictor(BasePredictor):
             'user or assistant) and a content: a text, or a list of {"type": "text", "text": …} and {"type": '
             '"image_url", "image_url": {"url": …}}, where the URL is a data: URI, or image:1 for the first of images.',
             default=[],
+        ),
+        documents: list[Path] = Input(
+            description="PDFs. The model sees their pages as pictures, after your images, and is told the page and the "
+            "file of each.",
+            default=[],
+            accept="application/pdf",
+        ),
+        pages: str = Input(
+            description="Which pages of each document, such as 1-5,8 or 12- for the twelfth and all that follow. Empty "
+            "takes all.",
+            default="",
+            max_length=1000,
+        ),
+        video: Optional[Path] = Input(  # noqa: UP045
+            description="An MP4, MOV, WebM, MKV, GIF or animated WebP. The model sees some of its frames as pictures, "
+            "after your images and documents, and knows the time of each; it hears nothing.",
+            default=None,
+            accept="video/*,image/gif,image/webp",
+        ),
+        video_frames: int = Input(
+            description="How many frames of the video, spread evenly from the first to the last.",
+            default=16,
+            ge=1,
+            le=256,
+        ),
+        video_fps: float = Input(
+            description="Instead of a fixed number, take this many frames for each second of the video; 0 leaves it to "
+            "video_frames.",
+            default=0,
+            ge=0,
+            le=100,
+        ),
+        max_image_tokens: int = Input(
+            description="Most tokens of each picture, page and frame, from 64 up: fewer are faster, more show more "
+            "detail. 0 is the model's own limit. When many pages or frames would not fit, each gets fewer.",
+            default=0,
+            ge=0,
+            le=16384,
         ),
         system_prompt: str = Input(
             description="What the model is told to be, before your prompt.", default="You are a helpful assistant"
@@ -169,6 +208,12 @@ class Predictor(BasePredictor):
                     prompt=prompt,
                     images=fetched_files(images),
                     messages=messages,
+                    documents=fetched_files(documents, "document"),
+                    pages=pages,
+                    video=None if video is None else fetched_file(video, "video"),
+                    video_frames=int(video_frames),
+                    video_fps=float(video_fps),
+                    max_image_tokens=int(max_image_tokens),
                     system_prompt=system_prompt,
                     # Numbers come as JSON has them: 1 as an int, 1.0 as a float, whatever is declared.
                     temperature=None if temperature == -1 else float(temperature),

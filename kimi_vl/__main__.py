@@ -8,13 +8,17 @@ import json
 import os
 import re
 import sys
+from contextlib import closing
 from dataclasses import asdict, replace
 from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from PIL import Image
+
 from kimi_vl.errors import InvalidRequest, Misconfigured
 from kimi_vl.model.variants import best_model
+from kimi_vl.output.boxes import draw_shapes, find_shapes
 from kimi_vl.output.pacing import joined
 from kimi_vl.prompt.chat import DEFAULT_SYSTEM_PROMPT
 from kimi_vl.request import Request
@@ -73,6 +77,38 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
         "default": [],
         "type": Path,
         "help": "picture files, in the order in which the prompt speaks of them",
+    },
+    "--document": {
+        "metavar": "FILE",
+        "dest": "documents",
+        "action": "append",
+        "default": [],
+        "type": Path,
+        "help": "a PDF, whose pages are seen after the pictures; may be given more than once",
+    },
+    "--pages": {
+        "default": "",
+        "help": "which pages of each document: 1-5,8, or 12- to the end (default: all)",
+    },
+    "--video": {
+        "metavar": "FILE",
+        "type": Path,
+        "help": "an MP4, MOV, WebM, MKV, GIF or animated WebP, of which some frames are seen after pictures and pages",
+    },
+    "--video-frames": {
+        "type": int,
+        "default": 16,
+        "help": "how many frames, evenly from the first to the last (default: %(default)s)",
+    },
+    "--video-fps": {
+        "type": float,
+        "default": 0.0,
+        "help": "instead, so many frames for each second of the video (default: --video-frames counts)",
+    },
+    "--max-image-tokens": {
+        "type": int,
+        "default": 0,
+        "help": "most tokens of each picture, page and frame, from 64 up (default: the model's own limit)",
     },
     "--model": {
         "help": "thinking, thinking-2506, instruct, tiny, a checkpoint folder, or hf://owner/name[@revision] (default: "
@@ -146,12 +182,18 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
         "help": "a conversation before the prompt, in OpenAI's chat format: a JSON list of messages, - for stdin; "
         "image:1 is the first IMAGE, and PROMPT may be ''",
     },
+    "--show-boxes": {
+        "metavar": "FILE",
+        "type": Path,
+        "help": "draw the boxes and points that the answer holds onto the first picture, into this file",
+    },
     "--json": {"action": "store_true", "help": "print one JSON object and nothing else"},
 }
 C1 = re.compile(r"[\x7f-\x9f]")  # JSON need not escape these, and a terminal may obey them
 SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
 ENDS = ("max_new_tokens", "thinking_budget", "stop", "json_schema")
-REQUEST = ("prompt", "images", "messages", "system_prompt", *SAMPLING, "seed", *ENDS)
+MEDIA = ("images", "documents", "pages", "video", "video_frames", "video_fps", "max_image_tokens")
+REQUEST = ("prompt", "messages", "system_prompt", *MEDIA, *SAMPLING, "seed", *ENDS)
 BAD_INPUT, INTERRUPTED, READER_GONE = 2, 130, 141  # exit statuses
 
 
@@ -176,6 +218,8 @@ def main(argv: list[str] | None = None) -> int:
     chats = arguments.prompt is None and not arguments.messages
     if chats and (arguments.json or not sys.stdin.isatty()):
         parser().error("a PROMPT is missing")
+    if arguments.show_boxes and (chats or not arguments.images):
+        parser().error("argument --show-boxes: there is no picture to draw on; give a PROMPT and an IMAGE")
     arguments.prompt = "?" if chats else arguments.prompt or ""  # to check the options before the first question
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
@@ -203,6 +247,9 @@ def _answer(arguments: argparse.Namespace, chats: bool) -> None:
     if not settings.allow_urls:  # else a picture might be downloaded twice
         for read in request.pictures(settings):  # what is wrong with them is said before the wait for the weights
             read()
+    for attachment in request.attachments(settings):
+        with closing(attachment):
+            attachment.open()
     say(f"Starting {settings.model}")
     from kimi_vl.registration import register
     from kimi_vl.service import Service
@@ -214,29 +261,47 @@ def _answer(arguments: argparse.Namespace, chats: bool) -> None:
             Chat(service, request).run()
             return
         with service.answer(request) as answer:
-            (_print_json if arguments.json else _print_text)(answer, settings.model)
+            text = (_print_json if arguments.json else _print_text)(answer, settings.model)
+        if arguments.show_boxes:
+            _show_boxes(text, request.pictures(settings)[0](), arguments.show_boxes)
     finally:
         service.close()
 
 
-def _print_text(answer: "Answer", model: str) -> None:
-    screen = Screen()
+def _print_text(answer: "Answer", model: str) -> str:
+    """Returns the answer without its thinking, as _print_json does."""
+    screen, text = Screen(), ""
     for delta in answer:
         screen.show(delta)
+        text += delta.answer
     screen.end(answer.usage, model)
+    return text
 
 
-def _print_json(answer: "Answer", model: str) -> None:
-    texts = asdict(joined(answer))
+def _print_json(answer: "Answer", model: str) -> str:
+    whole = joined(answer)
     usage = asdict(answer.usage)
     result = {
-        **texts,
+        **asdict(whole),
         "finish_reason": usage.pop("finish_reason"),
         "seed": usage.pop("seed"),
         "model": model,
         "usage": usage,
     }
     print(C1.sub(lambda control: f"\\u{ord(control[0]):04x}", json.dumps(result, ensure_ascii=False)))
+    return whole.answer
+
+
+def _show_boxes(text: str, picture: Image.Image, file: Path) -> None:
+    shapes = find_shapes(text)
+    if not shapes:
+        say("The answer holds no boxes or points; nothing is drawn")
+        return
+    try:
+        draw_shapes(picture, shapes).save(file)
+    except (OSError, ValueError):
+        raise InvalidRequest(f"{file} cannot be written; name a .png file in a folder that exists.") from None
+    say(f"Drew {len(shapes)} boxes and points of the answer in {file}")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """What can be asked, and every limit on it."""
 
+import os
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -10,8 +11,11 @@ from PIL import Image
 
 from kimi_vl.errors import InvalidRequest
 from kimi_vl.media.data_uri import read_data_uri
+from kimi_vl.media.documents import Documents, parse_pages
 from kimi_vl.media.download import download
 from kimi_vl.media.images import ImageLimits, decode_image, ordinal, read_image
+from kimi_vl.media.videos import MAX_FRAMES, Video
+from kimi_vl.prompt.budget import FLOOR
 from kimi_vl.prompt.chat import DEFAULT_SYSTEM_PROMPT
 from kimi_vl.prompt.messages import Conversation, Source, read_conversation
 from kimi_vl.settings import Settings
@@ -22,6 +26,8 @@ MAX_SEED = 2**63 - 1
 MAX_TOP_K = 163_840  # the vocabulary
 MAX_STOPS = 8
 MAX_STOP_CHARACTERS = 100
+MAX_IMAGE_TOKENS = 16_384
+MAX_FPS = 100
 
 
 @dataclass(frozen=True)
@@ -31,6 +37,12 @@ class Request:
     prompt: str
     images: Sequence[Path] = ()
     messages: Sequence[object] = ()  # the conversation before the prompt; see read_conversation
+    documents: Sequence[Path] = ()
+    pages: str = ""  # of each document, as parse_pages takes them; "": all
+    video: Path | None = None
+    video_frames: int = 16
+    video_fps: float = 0.0  # 0: video_frames counts
+    max_image_tokens: int = 0  # of each picture, page and frame; 0: the model's own limit
     system_prompt: str = DEFAULT_SYSTEM_PROMPT
     temperature: float | None = None  # None: what the model's authors recommend
     top_p: float = 1.0
@@ -56,7 +68,11 @@ class Request:
                 raise InvalidRequest(
                     f"The {name} has {len(text):,} characters and the limit is {MAX_CHARACTERS:,}; shorten it."
                 )
-        conversation = self.conversation
+        if (self.documents or self.video) and not self.prompt.strip():
+            raise InvalidRequest(
+                "Documents and a video belong to the prompt, which is empty; write a question or an instruction."
+            )
+        conversation = self.conversation()
         characters, pictures = conversation.characters, conversation.pictures
         if characters > MAX_CHARACTERS:
             raise InvalidRequest(
@@ -71,6 +87,18 @@ class Request:
                 "A message has a picture's URL and this server fetches none; send a data: URI, or image:N for the N-th "
                 "of images."
             )
+        most = settings.max_documents
+        if len(self.documents) > most:
+            raise InvalidRequest(
+                f"The request has {len(self.documents)} documents and the limit is {most}; send fewer."
+            )
+        parse_pages(self.pages)
+        if self.pages.strip() and not self.documents:
+            raise InvalidRequest("pages picks pages of documents and there are none; send a document or leave it out.")
+        _check_range("video_frames", self.video_frames, 1, MAX_FRAMES)
+        _check_range("video_fps", self.video_fps, 0, MAX_FPS)
+        if self.max_image_tokens != 0:
+            _check_range("max_image_tokens", self.max_image_tokens, FLOOR, MAX_IMAGE_TOKENS)
         if self.temperature is not None:
             _check_range("temperature", self.temperature, 0, 2)
         _check_range("top_p", self.top_p, 0, 1)
@@ -97,34 +125,50 @@ class Request:
     def pictures(self, settings: Settings) -> list[Callable[[], Image.Image]]:
         """What reads and decodes each picture, and raises InvalidRequest when it cannot be used."""
         limits = ImageLimits(settings.max_image_bytes, settings.max_image_pixels)
-        sources = self.conversation.pictures
+        sources = self.conversation().pictures
         return [partial(_read, source, position, limits) for position, source in enumerate(sources)]
 
-    @property
-    def conversation(self) -> Conversation:
+    def conversation(self, introductions: Sequence[str] = ()) -> Conversation:
         """The turns, the prompt's at their end, and the pictures in them.
 
+        Args:
+            introductions: what stands before each page and frame in the prompt's turn.
         Raises:
             InvalidRequest: they are not a conversation.
         """
-        return read_conversation(self.messages, self.prompt, self.images, self.system_prompt)
+        return read_conversation(self.messages, self.prompt, self.images, self.system_prompt, introductions)
+
+    def attachments(self, settings: Settings) -> list[Documents | Video]:
+        """What holds pages and frames, in the order of the prompt; nothing is opened yet. Each must be closed."""
+        seconds = settings.max_media_seconds
+        attachments: list[Documents | Video] = []
+        if self.documents:
+            attachments.append(Documents(self.documents, self.pages, settings.max_document_bytes, seconds))
+        if self.video:
+            limits = settings.max_video_bytes, settings.max_image_pixels, seconds
+            attachments.append(Video(self.video, self.video_frames, self.video_fps, *limits))
+        return attachments
 
 
-def fetched_files(images: Iterable[object]) -> list[Path]:
-    """The files that the server fetched for a request; nothing that a client merely named is opened.
+def fetched_files(files: Iterable[object], kind: str = "picture") -> list[Path]:
+    """The files that the server fetched for a request; see fetched_file."""
+    return [fetched_file(file, f"{ordinal(position)} {kind}") for position, file in enumerate(files)]
 
+
+def fetched_file(file: object, name: str) -> Path:
+    """A file that the server fetched for a request; nothing that a client merely named is opened.
+
+    Args:
+        file: as it came.
+        name: what it is, for messages: "first picture".
     Raises:
-        InvalidRequest: an item is not a file in the temporary directory.
+        InvalidRequest: it is not a file in the temporary directory.
     """
     folder = Path(tempfile.gettempdir()).resolve()
-    files = []
-    for position, image in enumerate(images):
-        if not isinstance(image, Path) or not image.is_file() or not image.resolve().is_relative_to(folder):
-            raise InvalidRequest(
-                f"The {ordinal(position)} picture is not one that could be fetched; send an http(s) URL or a data: URI."
-            )
-        files.append(image)
-    return files
+    # os.path's takes what is no path at all, such as a data: URI that was not fetched, for absent
+    if not isinstance(file, Path) or not os.path.isfile(file) or not file.resolve().is_relative_to(folder):
+        raise InvalidRequest(f"The {name} is not one that could be fetched; send an http(s) URL or a data: URI.")
+    return file
 
 
 def _is_url(source: Source) -> bool:

@@ -5,15 +5,18 @@ import secrets
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from threading import Barrier
 from time import monotonic
 
 import torch
 
-from kimi_vl.engine.base import Engine, Generation, SamplingParams, nothing_forced
+from kimi_vl.engine.base import Engine, Generation, ModelInputs, Picture, SamplingParams, nothing_forced
 from kimi_vl.engine.reference import ReferenceEngine
 from kimi_vl.errors import Misconfigured
+from kimi_vl.media.documents import Documents
+from kimi_vl.media.videos import Video
 from kimi_vl.model.checkpoint import load_model
 from kimi_vl.model.fetch import fetch
 from kimi_vl.model.variants import Variant, fetchable, find_model
@@ -22,8 +25,9 @@ from kimi_vl.output.detokenizer import Detokenizer
 from kimi_vl.output.json_constraint import JsonConstraints
 from kimi_vl.output.stop import StopMatcher
 from kimi_vl.output.thinking import Delta, ThinkingSplitter
-from kimi_vl.prompt.chat import answer_prefix, render, with_no_thinking
-from kimi_vl.prompt.processor import KimiVLProcessor
+from kimi_vl.prompt.budget import Budget, Sized
+from kimi_vl.prompt.chat import ChatPrompt, answer_prefix, encode, render, with_no_thinking
+from kimi_vl.prompt.processor import KimiVLProcessor, wait_for
 from kimi_vl.prompt.tokenizer import TikTokenTokenizer
 from kimi_vl.request import Request
 from kimi_vl.settings import Settings
@@ -38,6 +42,7 @@ class Usage:
 
     input_tokens: int
     image_tokens: int
+    pictures: list[dict[str, str | int]]  # kind (image, page, frame), width and height with their padding, tokens
     cached_tokens: int = 0  # of the input, not computed again
     seed: int
     thinking_tokens: int = 0
@@ -157,12 +162,16 @@ class Service:
         """
         started = monotonic()
         request.check(self.settings)
-        prompt = render(request.conversation.turns)
         thinks = self.variant.thinks and request.thinking_budget != 0
         constraint = self._constraints.by_schema(request.json_schema, thinks) if request.json_schema else None
-        if self.variant.thinks and not thinks:
-            prompt = with_no_thinking(prompt)
-        inputs = self._processor.prepare(request.pictures(self.settings), prompt, self._pool)
+        attachments = request.attachments(self.settings)
+        try:
+            inputs = self._inputs(request, attachments)
+        finally:
+            for attachment in attachments:
+                attachment.close()
+        kinds = ["image"] * (len(inputs.pictures) - sum(len(each.sizes) for each in attachments))
+        kinds += [each.kind for each in attachments for _ in each.sizes]
         params = SamplingParams(
             max_new_tokens=request.max_new_tokens,
             stop_ids=self._processor.tokenizer.stop_ids,
@@ -178,6 +187,7 @@ class Service:
         usage = Usage(
             input_tokens=inputs.input_ids.shape[1],
             image_tokens=int((inputs.input_ids == self._processor.media_id).sum()),
+            pictures=[self._used(kind, picture) for kind, picture in zip(kinds, inputs.pictures, strict=True)],
             seed=params.seed,
             timings={"preprocess": monotonic() - started},
         )
@@ -186,6 +196,41 @@ class Service:
         forced_after = ThinkingBudget(request.thinking_budget, tokenizer) if bounded else nothing_forced
         generation = self._engine.generate(inputs, params, forced_after, constraint)
         return Answer(generation, tokenizer, usage, started, thinks, request.stop)
+
+    def _inputs(self, request: Request, attachments: Sequence[Documents | Video]) -> ModelInputs:
+        """Opens what is attached, finds out how large its pictures can be, and has all pictures read in that size."""
+        opening = [self._pool.submit(attachment.open) for attachment in attachments]
+        for opened in opening:
+            wait_for(opened)
+            opened.result()
+        introductions = [line for each in attachments for line in each.introductions]
+        pictures = request.pictures(self.settings)
+
+        def prompt(introduced: int) -> ChatPrompt:
+            rendered = render(request.conversation(introductions[:introduced]).turns)
+            closes = self.variant.thinks and request.thinking_budget == 0
+            return with_no_thinking(rendered) if closes else rendered
+
+        most = request.max_image_tokens
+        if attachments:
+            images, tokenizer = self._processor.image_processor, self._processor.tokenizer
+            budget = Budget(
+                images,
+                self._engine.context_length,
+                request.max_new_tokens,
+                lambda introduced: len(encode(prompt(introduced), tokenizer, [0] * (len(pictures) + introduced))),
+            )
+            drawn = [[Sized(each.kind, *size, each.enlarges) for size in each.sizes] for each in attachments]
+            most = budget.share([each for part in drawn for each in part], len(pictures), most)
+            for attachment, part in zip(attachments, drawn, strict=True):
+                attachment.send_sizes([each.size(images, most) for each in part])
+                pictures += [partial(attachment.picture, position) for position in range(len(part))]
+        return self._processor.prepare(pictures, prompt(len(introductions)), self._pool, most)
+
+    def _used(self, kind: str, picture: Picture) -> dict[str, str | int]:
+        (rows, columns), images = picture.grid, self._processor.image_processor
+        side = images.patch_size
+        return {"kind": kind, "width": columns * side, "height": rows * side, "tokens": images.tokens(picture.grid)}
 
     @property
     def healthy(self) -> bool:

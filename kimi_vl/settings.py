@@ -10,8 +10,9 @@ from kimi_vl.errors import Misconfigured
 PREFIX = "KIMI_VL_"
 
 
-def _setting(default: Any, meaning: str) -> Any:
-    return field(default=default, metadata={"meaning": meaning})
+def _setting(default: Any, meaning: str, unset: str = "") -> Any:
+    """A field; `unset` says what its being empty comes to."""
+    return field(default=default, metadata={"meaning": meaning, "unset": unset})
 
 
 @dataclass(frozen=True)
@@ -22,9 +23,12 @@ class Settings:
         "",
         "Which model answers: thinking, thinking-2506, instruct, tiny, a checkpoint folder, or one on the hub: "
         "hf://owner/name[@revision].",
+        "thinking in the container; on the command line the first model whose weights are there",
     )
     weights_dir: str = _setting(
-        "", "Where downloaded models are put and looked for; the server fetches an absent one into it."
+        "",
+        "Where downloaded models are put and looked for; the server fetches an absent one into it.",
+        "the project's weights/",
     )
     quantization: str = _setting(
         "auto",
@@ -33,7 +37,13 @@ class Settings:
     )
     max_images: int = _setting(8, "Most pictures in a request.")
     max_image_bytes: int = _setting(20_000_000, "Largest picture file, in bytes.")
-    max_image_pixels: int = _setting(64_000_000, "Largest picture, in pixels (width times height).")
+    max_image_pixels: int = _setting(
+        64_000_000, "Largest picture, or frame of a video, in pixels (width times height)."
+    )
+    max_documents: int = _setting(8, "Most documents in a request.")
+    max_document_bytes: int = _setting(100_000_000, "Largest document, in bytes.")
+    max_video_bytes: int = _setting(1_000_000_000, "Largest video, in bytes.")
+    max_media_seconds: int = _setting(60, "Longest that reading the documents or the video of a request may take.")
     allow_urls: bool = _setting(
         False, "1 fetches pictures of messages from https URLs, from public addresses alone; 0 refuses such messages."
     )

@@ -13,9 +13,12 @@ import pytest
 from PIL import Image, ImageDraw
 
 from kimi_vl.__main__ import _print_json, main
+from kimi_vl.output.boxes import COLOUR
 from kimi_vl.output.budget import ENOUGH
 from kimi_vl.output.thinking import Delta
 from kimi_vl.service import Usage
+from tests.media.films import film, numbered
+from tests.media.pdfs import numbers
 
 
 @pytest.fixture
@@ -51,9 +54,28 @@ def test_json_is_one_object_and_nothing_else(number: str, capsys: pytest.Capture
     assert result["usage"]["cached_tokens"] == 0
 
 
+def test_a_document_and_a_video(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "d.pdf").write_bytes(numbers(["17", "4", "358"]))
+    video = film(tmp_path / "v.mp4", [numbered(str(index)) for index in range(40)])
+    tiny = ["--model", "tiny", "--max-image-tokens", "64", "--json"]
+    document = ["--document", str(tmp_path / "d.pdf")]
+    assert main(["What number is in the picture?", *document, "--pages", "3", *tiny]) == 0
+    assert json.loads(capsys.readouterr().out)["answer"] == "358"
+    assert main(["What number is in picture 2?", "--video", str(video), "--video-fps", "1", *tiny]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["answer"] == "25"
+    assert result["usage"]["pictures"] == [{"kind": "frame", "width": 168, "height": 140, "tokens": 30}] * 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["hi", "--document", "/no/such.pdf"], "error: The first document cannot be read"),
+        (["hi", "--document", __file__, "--document", "/no/such.pdf"], "error: The second document cannot be read"),
+        (["hi", "--document", __file__], "error: The first document is no PDF"),
+        (["hi", "--pages", "1"], "error: pages picks pages of documents and there are none"),
+        (["hi", "--video", __file__], "error: The video is of no known type"),
+        (["hi", "--video-frames", "0"], "error: video_frames is 0"),
         ([" "], "error: The prompt is empty"),
         (["hi", "--temperature", "3"], "error: temperature is 3.0"),
         (["hi", "--top-k", "-1"], "error: top_k is -1"),
@@ -240,7 +262,7 @@ class Said:
     """Stands for an answer that would command a terminal."""
 
     text = "\x1b[2J\x9b31m\x7f end"
-    usage = Usage(input_tokens=1, image_tokens=0, seed=0)
+    usage = Usage(input_tokens=1, image_tokens=0, pictures=[], seed=0)
 
     def __iter__(self) -> Iterator[Delta]:
         yield Delta(self.text, self.text)
@@ -252,3 +274,26 @@ def test_json_commands_no_terminal_and_says_the_same(capsys: pytest.CaptureFixtu
     output = capsys.readouterr().out
     assert output.removesuffix("\n").isprintable()
     assert json.loads(output)["answer"] == json.loads(output)["thinking"] == Said.text
+
+
+@pytest.mark.parametrize("how", [[], ["--json"]])
+def test_boxes_of_the_answer_are_drawn(
+    how: list[str], number: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    schema, target = tmp_path / "schema.json", tmp_path / "out.png"
+    schema.write_text('{"const": [0.25, 0.25, 0.75, 0.75]}')
+    question = [QUESTION, number, "--model", "tiny", *how]
+    assert main([*question, "--json-schema", str(schema), "--show-boxes", str(target)]) == 0
+    assert "Drew 1 boxes and points" in capsys.readouterr().err
+    with Image.open(target) as drawn, Image.open(number) as picture:
+        assert drawn.size == picture.size
+        assert drawn.getpixel((drawn.width // 4, drawn.height // 2)) == COLOUR
+    target.unlink()
+    assert main([*question, "--show-boxes", str(target)]) == 0
+    assert "no boxes or points" in capsys.readouterr().err
+    assert not target.exists()
+    missing = str(tmp_path / "none" / "out.png")
+    assert main([*question, "--json-schema", str(schema), "--show-boxes", missing]) == 2
+    with pytest.raises(SystemExit):
+        main(["What is 12 + 7?", "--show-boxes", str(target)])
+    assert "--show-boxes: there is no picture to draw on" in capsys.readouterr().err

@@ -35,6 +35,15 @@ SHOWS_FIRST = shows("image:1")
         ({"messages": [SHOWS_FIRST], "images": [Path("p.png")] * 9}, "has 9 pictures and the limit is 8; send fewer"),
         ({"messages": [shows("https://host/p.png")]}, "picture's URL and this server fetches none; send a data: URI"),
         ({"messages": ["hi"]}, "Message 1 is not an object"),
+        ({"documents": [Path("d.pdf")] * 9}, "has 9 documents and the limit is 8; send fewer"),
+        ({"documents": [Path("d.pdf")], "pages": "5-1"}, 'pages must be like "1-5,8"'),
+        ({"pages": "1"}, "pages picks pages of documents and there are none; send a document"),
+        ({"video_frames": 0}, "video_frames is 0 and must be from 1 to 256"),
+        ({"video_frames": 257}, "video_frames is 257"),
+        ({"video_fps": -1}, "video_fps is -1 and must be from 0 to 100"),
+        ({"video_fps": float("nan")}, "video_fps is nan"),
+        ({"max_image_tokens": 63}, "max_image_tokens is 63 and must be from 64 to 16384"),
+        ({"max_image_tokens": 16385}, "max_image_tokens is 16385"),
         ({"temperature": 2.1}, "temperature is 2.1 and must be from 0 to 2"),
         ({"temperature": float("nan")}, "temperature is nan"),
         ({"temperature": -0.1}, "temperature is -0.1"),
@@ -74,6 +83,8 @@ def test_limits(change: dict[str, Any], message: str) -> None:
         {"thinking_budget": 0, "stop": ["a" * 100] * 8},
         {"messages": [SAYS_A, SHOWS_FIRST], "images": [Path("p.png")]},
         {"messages": [SHOWS_FIRST] * 8, "images": [Path("p.png")], "prompt": ""},
+        {"documents": [Path("d.pdf")] * 8, "pages": "2-", "video": Path("v.mp4"), "video_frames": 256},
+        {"video": Path("v.mp4"), "video_fps": 100.0, "max_image_tokens": 64},
     ],
 )
 def test_what_is_within_the_limits_passes(change: dict[str, Any]) -> None:
@@ -128,12 +139,25 @@ def test_files_that_the_server_fetched_pass(tmp_path: Path, monkeypatch: pytest.
 
 @pytest.mark.parametrize(
     "named",
-    ["/etc/passwd", "file:///etc/passwd", "ftp://host/p.png", Path("/etc/passwd"), Path("/nowhere.png"), None, 3, ""],
+    [
+        "/etc/passwd",
+        "file:///etc/passwd",
+        "ftp://host/p.png",
+        Path("/etc/passwd"),
+        Path("/nowhere.png"),
+        Path("a" * 5000),
+        Path("\0"),
+        None,
+        3,
+        "",
+    ],
 )
 def test_nothing_that_a_client_merely_named_is_opened(named: object) -> None:
     with pytest.raises(InvalidRequest, match="first picture is not one that could be fetched") as refusal:
         fetched_files([named])
     assert "passwd" not in str(refusal.value)
+    with pytest.raises(InvalidRequest, match="first document is not one that could be fetched"):
+        fetched_files([named], "document")
 
 
 def test_links_out_of_the_temporary_folder_and_folders_are_refused(

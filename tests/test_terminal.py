@@ -57,7 +57,7 @@ class Scripted:
     """Stands for a service and for its answers: says what it is told to, and keeps what it was asked."""
 
     settings = Settings(model="scripted")
-    usage = Usage(input_tokens=1, image_tokens=0, seed=0)
+    usage = Usage(input_tokens=1, image_tokens=0, pictures=[], seed=0)
 
     def __init__(self, *answers: list[Delta | type[BaseException]]) -> None:
         self.answers = list(answers)

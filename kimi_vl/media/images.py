@@ -1,8 +1,6 @@
 """Untrusted picture files → RGB pictures, as a viewer shows them."""
 
 import logging
-import os
-import stat
 import warnings
 from dataclasses import dataclass
 from io import BytesIO
@@ -13,6 +11,7 @@ from PIL import Image, ImageOps
 
 from kimi_vl.errors import InvalidRequest
 from kimi_vl.media.colour import to_srgb
+from kimi_vl.media.files import open_file
 
 # Pillow's warnings would be shown to whoever reads the log of the request. (Once for all: filters are not per thread.)
 warnings.filterwarnings("ignore", module=r"PIL\.|kimi_vl\.media\.")
@@ -46,14 +45,12 @@ def read_image(path: Path, position: int, limits: ImageLimits) -> Image.Image:
     Raises:
         InvalidRequest: it is no readable file, or no picture within the limits.
     """
+    name = f"The {ordinal(position)} picture"
     try:
-        # Not blocking, so that a pipe with nobody at its other end cannot hold the server.
-        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise InvalidRequest(f"The {ordinal(position)} picture is not a regular file; send a picture file.")
+        with open_file(path, name, "picture", limits.max_bytes) as file:
             data = file.read(limits.max_bytes + 1)
     except OSError:
-        raise InvalidRequest(f"The {ordinal(position)} picture cannot be read; check that the file exists.") from None
+        raise InvalidRequest(f"{name} cannot be read; send it again.") from None
     return decode_image(data, position, limits)
 
 

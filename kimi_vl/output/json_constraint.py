@@ -18,9 +18,8 @@ MAX_SCHEMA_CHARACTERS = 100_000
 STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}  # as json.dumps writes it
 _CLOSING_IN_REGEX = CLOSING.replace("/", r"\/")
 # In the thinking anything goes, up to the first closing marker.
-WITH_THINKING = rf"""start: ("{OPENING}" thinking BREAK)? answer
+WITH_THINKING = rf"""start: ("{OPENING}" thinking)? answer
 thinking[lazy]: /(?s:.*){_CLOSING_IN_REGEX}/
-BREAK: /\n{{0,2}}/
 """
 WITHOUT_THINKING = "start: answer\n"
 
@@ -73,9 +72,8 @@ class JsonConstraints:
 
     @cached_property
     def _matchers_tokenizer(self) -> LLTokenizer:  # takes 0.6 s
-        return lltokenizer_from_encoding(
-            self._tokenizer.encoding, n_vocab=self._tokenizer.vocab_size, eos_token=sorted(self._tokenizer.stop_ids)
-        )
+        end = self._tokenizer.control["<|im_end|>"]
+        return lltokenizer_from_encoding(self._tokenizer.encoding, n_vocab=self._tokenizer.vocab_size, eos_token=end)
 
 
 def _parse(schema: str) -> dict[str, Any]:

@@ -46,9 +46,17 @@ class ChatPrompt(str):
         return self.pieces.count(MEDIA_PAD)
 
 
-def question(text: str, pictures: int) -> Message:
-    """A user's message: the pictures first, as Moonshot's model cards have it, then the text."""
-    return {"role": "user", "content": [*[{"type": "image"}] * pictures, {"type": "text", "text": text}]}
+def question(text: str, pictures: int, introductions: Sequence[str] = ()) -> Message:
+    """A user's message: the pictures first, as Moonshot's model cards have it, then the text.
+
+    Args:
+        text: the question.
+        pictures: how many there are that nothing introduces.
+        introductions: a text before each further picture, such as a page's number.
+    """
+    image, introduced = {"type": "image"}, [{"type": "text", "text": line} for line in introductions]
+    further = [part for line in introduced for part in (line, image)]
+    return {"role": "user", "content": [*[image] * pictures, *further, {"type": "text", "text": text}]}
 
 
 def render(messages: Sequence[Message], add_generation_prompt: bool = True) -> ChatPrompt:

@@ -16,6 +16,7 @@ from torch import Tensor
 CONFIG_FILE = "preprocessor_config.json"
 UInt8Array = npt.NDArray[np.uint8]
 PATCHES_PER_SIDE = 512  # MoonViT takes fewer than this many patches on a side
+BISECTIONS = 60  # until a scale is exact
 
 
 @dataclass(frozen=True)
@@ -58,24 +59,26 @@ class ImageProcessor:
     def patchify(self, picture: Image.Image) -> tuple[Tensor, tuple[int, int]]:
         """One picture's patches [rows * columns, 3, 14, 14] float32 and its grid (rows, columns)."""
         scaled = self.scale(picture)
-        return self.normalise(self.cut(scaled)), self.grid(scaled)
+        return self.normalise(self.cut(scaled)), self.grid(*scaled.size)
 
-    def scale(self, picture: Image.Image) -> Image.Image:
-        """A picture in RGB, in the size that is cut."""
+    def scale(self, picture: Image.Image, most: int = 0) -> Image.Image:
+        """A picture in RGB, in the size that is cut; with at most so many tokens, unless that is 0."""
         size = self.scaled_size(*picture.size)
+        if most and self.tokens(self.grid(*size)) > most:
+            size = self.size_within(*picture.size, most)
         if picture.mode != "RGB":  # it would be copied
             picture = picture.convert("RGB")
         return picture if picture.size == size else picture.resize(size, Image.Resampling.BICUBIC)
 
-    def grid(self, scaled: Image.Image) -> tuple[int, int]:
+    def grid(self, width: int, height: int) -> tuple[int, int]:
         """(rows, columns) of patches of a scaled picture, the padding included."""
         p, (merge_rows, merge_columns) = self.patch_size, self.merge_kernel_size
-        rows = math.ceil(scaled.height / (p * merge_rows)) * merge_rows
-        return rows, math.ceil(scaled.width / (p * merge_columns)) * merge_columns
+        rows = math.ceil(height / (p * merge_rows)) * merge_rows
+        return rows, math.ceil(width / (p * merge_columns)) * merge_columns
 
     def cut(self, scaled: Image.Image) -> UInt8Array:
         """A scaled picture's patches [rows * columns, 3, 14, 14], in raster order, black where there is no picture."""
-        p, (rows, columns) = self.patch_size, self.grid(scaled)
+        p, (rows, columns) = self.patch_size, self.grid(*scaled.size)
         padded = np.zeros((rows * p, columns * p, 3), np.uint8)
         padded[: scaled.height, : scaled.width] = np.asarray(scaled)
         patches = padded.reshape(rows, p, columns, p, 3).transpose(0, 2, 4, 1, 3)
@@ -100,10 +103,38 @@ class ImageProcessor:
             scale = math.sqrt(self.in_token_limit / patches)
             width, height = int(width * scale), int(height * scale)
         # The original raises for a long thin picture; here its long side is squeezed to fit, padding included.
-        merge_rows, merge_columns = self.merge_kernel_size
-        longest_row = (PATCHES_PER_SIDE - merge_columns) * self.patch_size
-        longest_column = (PATCHES_PER_SIDE - merge_rows) * self.patch_size
+        longest_row, longest_column = self._longest_sides
         return min(width, longest_row), min(height, longest_column)
+
+    def size_within(self, width: float, height: float, most: int, enlarge: bool = False) -> tuple[int, int]:
+        """The largest (width, height) of about this aspect with at most so many tokens, padding included.
+
+        Args:
+            width, height: of the picture, in any unit if it may be enlarged.
+            most: tokens, at least 1.
+            enlarge: whether it may become larger than it is.
+        """
+        longest_row, longest_column = self._longest_sides
+
+        def scaled(scale: float) -> tuple[int, int]:
+            return min(max(1, int(width * scale)), longest_row), min(max(1, int(height * scale)), longest_column)
+
+        fits, too_large = 0.0, max(longest_row / width, longest_column / height) if enlarge else 1.0
+        if self.tokens(self.grid(*scaled(too_large))) <= most:
+            return scaled(too_large)
+        for _ in range(BISECTIONS):
+            middle = (fits + too_large) / 2
+            if self.tokens(self.grid(*scaled(middle))) <= most:
+                fits = middle
+            else:
+                too_large = middle
+        return scaled(fits)
+
+    @property
+    def _longest_sides(self) -> tuple[int, int]:
+        """Most pixels of (width, height)."""
+        merge_rows, merge_columns = self.merge_kernel_size
+        return (PATCHES_PER_SIDE - merge_columns) * self.patch_size, (PATCHES_PER_SIDE - merge_rows) * self.patch_size
 
     def tokens(self, grid: Sequence[int]) -> int:
         """Number of media tokens that stand for a picture in the prompt."""

@@ -37,7 +37,11 @@ class Conversation:
 
 
 def read_conversation(
-    messages: Sequence[object], prompt: str, images: Sequence[Path], system_prompt: str
+    messages: Sequence[object],
+    prompt: str,
+    images: Sequence[Path],
+    system_prompt: str,
+    introductions: Sequence[str] = (),
 ) -> Conversation:
     """Checks a conversation, and puts the prompt at its end.
 
@@ -47,6 +51,7 @@ def read_conversation(
         prompt: the last user turn; may be empty if the messages end with one.
         images: the pictures that image:N names, from 1. Those that no message names come before the prompt's text.
         system_prompt: the system's turn, unless the first message is one.
+        introductions: texts before further pictures of the prompt's turn, which are not among its sources.
     Raises:
         InvalidRequest: something has another shape, is not known, or does not fit together.
     """
@@ -62,7 +67,7 @@ def read_conversation(
     turns = [reader.turn(message, number) for number, message in enumerate(messages, start=1)]
     unnamed = [number for number in range(1, len(images) + 1) if number not in reader.named]
     if prompt.strip():
-        turns.append(question(prompt, len(unnamed)))
+        turns.append(question(prompt, len(unnamed), introductions))
         reader.pictures += [images[number - 1] for number in unnamed]
     elif unnamed:
         raise InvalidRequest(

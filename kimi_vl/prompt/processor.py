@@ -65,7 +65,11 @@ class KimiVLProcessor:
         return BatchFeature({"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids), **features})
 
     def prepare(
-        self, pictures: Sequence[Image.Image | Callable[[], Image.Image]], text: str | ChatPrompt, pool: Executor
+        self,
+        pictures: Sequence[Image.Image | Callable[[], Image.Image]],
+        text: str | ChatPrompt,
+        pool: Executor,
+        most: int = 0,
     ) -> ModelInputs:
         """The same inputs for an engine, which need not wait for the patches: those are still made when this returns.
 
@@ -73,18 +77,19 @@ class KimiVLProcessor:
             pictures: each of them, or what reads it, called on the pool.
             text: as for a call.
             pool: its threads read and scale the pictures, and then make their patches.
+            most: tokens of a picture; 0 for the model's own limit.
         Raises:
             Exception: the first that reading a picture raised, in the order of the pictures.
             ValueError: the number of pictures is not the number of their places in the prompt.
         """
-        scaling = deque(pool.submit(self._scale, picture) for picture in pictures)
+        scaling = deque(pool.submit(self._scale, picture, most) for picture in pictures)
         prepared: list[Picture] = []
         try:
             while scaling:
-                _wait(scaling[0])
+                wait_for(scaling[0])
                 scaled = scaling.popleft().result()  # not kept: its error would hold it, and it the error
                 patches = pool.submit(self._patches, scaled)
-                prepared.append(Picture(self.image_processor.grid(scaled), patches))
+                prepared.append(Picture(self.image_processor.grid(*scaled.size), patches))
         finally:
             for unread in scaling:
                 unread.cancel()
@@ -119,18 +124,18 @@ class KimiVLProcessor:
         prompt = text if isinstance(text, ChatPrompt) else render([question(text, len(grids))])
         return torch.tensor([encode(prompt, self.tokenizer, [self.image_processor.tokens(grid) for grid in grids])])
 
-    def _scale(self, picture: Image.Image | Callable[[], Image.Image]) -> Image.Image:
-        return self.image_processor.scale(picture if isinstance(picture, Image.Image) else picture())
+    def _scale(self, picture: Image.Image | Callable[[], Image.Image], most: int) -> Image.Image:
+        return self.image_processor.scale(picture if isinstance(picture, Image.Image) else picture(), most)
 
     def _patches(self, scaled: Image.Image) -> Patches:
         cut = self.image_processor.cut(scaled)
-        digest = hashlib.sha256(repr(self.image_processor.grid(scaled)).encode())
+        digest = hashlib.sha256(repr(self.image_processor.grid(*scaled.size)).encode())
         digest.update(cut.data)
         levels = torch.from_numpy(cut)
         return Patches(levels.pin_memory() if torch.cuda.is_available() else levels, self._table, digest.digest())
 
 
-def _wait(future: Future[Any]) -> None:
+def wait_for(future: Future[Any]) -> None:
     """Returns when it is done, and lets a cancellation interrupt the waiting.
 
     On a queue: an exception that arrives inside Future.result or wait can meet their locks half taken.

@@ -15,6 +15,7 @@ from kimi_vl.prompt.tokenizer import TikTokenTokenizer
 
 SYSTEM = "<|im_system|>system<|im_middle|>You are a helpful assistant<|im_end|>"
 ASSISTANT = "<|im_assistant|>assistant<|im_middle|>"
+PICTURE = "<|media_start|>image<|media_content|><|media_pad|><|media_end|>"
 
 
 @pytest.fixture(scope="module")
@@ -142,3 +143,11 @@ def test_a_long_thin_picture_is_squeezed_to_what_the_model_takes(size: tuple[int
     assert len(patches) == grid[0] * grid[1]
     red = patches[0, :, 0, 0]
     assert red.tolist() == [1.0, -1.0, -1.0]
+
+
+def test_each_introduction_stands_before_its_picture() -> None:
+    prompt = render([question("Why?", 1, ["Page 1 of FILE 1:", "0:05:"])])
+    assert prompt.endswith(
+        f"<|im_user|>user<|im_middle|>{PICTURE}Page 1 of FILE 1:{PICTURE}0:05:{PICTURE}Why?<|im_end|>{ASSISTANT}"
+    )
+    assert prompt.pictures == 3

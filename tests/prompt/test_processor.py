@@ -126,3 +126,11 @@ def test_after_an_error_the_rest_is_not_read() -> None:
         error_raised.set()
         assert len(processor.prepare([noise(28, 28)], "", pool).pictures) == 1
     assert not read
+
+
+def test_a_picture_takes_at_most_the_tokens_that_it_may(pool: ThreadPoolExecutor) -> None:
+    pictures = [noise(1500, 1100), noise(3, 700), noise(140, 100)]
+    inputs = processor.prepare(pictures, "What?", pool, 64)
+    tokens = [processor.image_processor.tokens(picture.grid) for picture in inputs.pictures]
+    assert tokens == [63, 25, 20], "the last two are smaller"
+    assert int((inputs.input_ids == processor.media_id).sum()) == sum(tokens)

@@ -1,0 +1,41 @@
+"""Untrusted videos → frames as RGB pictures, as a player shows them."""
+
+from pathlib import Path
+from typing import ClassVar
+
+from kimi_vl.media.confined import ConfinedReader
+from kimi_vl.media.files import open_file
+
+MAX_FRAMES = 256  # of a request
+
+
+class Video(ConfinedReader):
+    """Some frames of a video."""
+
+    kind: ClassVar = "frame"
+    enlarges: ClassVar = False
+
+    def __init__(self, path: Path, frames: int, fps: float, max_bytes: int, max_pixels: int, seconds: int) -> None:
+        super().__init__("kimi_vl.media.video_frames", "the video", seconds)
+        self._path, self._max_bytes = path, max_bytes
+        self._request = {"frames": frames, "fps": fps, "max_frames": MAX_FRAMES, "max_pixels": max_pixels}
+        self.introductions: list[str] = []
+        self.sizes: list[tuple[float, float]] = []
+
+    def open(self) -> None:
+        """Finds out which frames there are: `introductions`, and `sizes` in pixels. Only one frame is decoded.
+
+        Raises:
+            InvalidRequest: the file is too large, no video, damaged or without pictures, or has too many frames.
+        """
+        with open_file(self._path, "The video", "video", self._max_bytes) as file:
+            answer = self.start([file], self._request)
+        self.sizes = [(answer["width"], answer["height"])] * len(answer["times"])
+        self.introductions = [f"{_clock(seconds)}:" for seconds in answer["times"]]
+
+
+def _clock(seconds: float) -> str:
+    """M:SS, or H:MM:SS from an hour on."""
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,0 +1,42 @@
+"""A process that reads files for the service and does what it is told."""
+
+import ctypes
+import os
+import time
+from typing import Any
+
+from kimi_vl.errors import InvalidRequest
+from kimi_vl.media.confined import Channel, Message
+
+
+def work(channel: Channel, request: Message) -> None:
+    match request["do"]:
+        case "sleep":
+            time.sleep(60)
+        case "spin":
+            while True:
+                pass
+        case "crash":
+            ctypes.string_at(0)
+        case "eat":
+            eaten: Any = bytearray(3 << 30)
+            channel.send({"eaten": len(eaten)})
+        case "raise":
+            raise KeyError("/secret/path")
+        case "refuse":
+            raise InvalidRequest("It is too blue.")
+        case "write":
+            with open("/tmp/written", "w") as file:
+                file.write("x" * 100_000)
+            channel.send({})
+        case "look around":
+            print("noise of a library")
+            os.write(1, b"more of it")
+            channel.send({"environment": sorted(os.environ), "text": os.read(request["files"][0], 100).decode()})
+        case "draw":
+            channel.send({})
+            sizes = channel.receive()["sizes"]
+            for place, (width, height) in enumerate(sizes):
+                if request.get("break") == place:
+                    raise InvalidRequest("The third one is broken.")
+                channel.send({}, bytes([place]) * (3 * width * height))

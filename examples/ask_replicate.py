@@ -1,0 +1,10 @@
+"""The same through Replicate: python examples/ask_replicate.py OWNER/kimi-vl examples/requests/document.json"""
+
+import json
+import sys
+from pathlib import Path
+
+import replicate  # pip install replicate
+
+model, file = sys.argv[1:]
+print(replicate.run(model, input=json.loads(Path(file).read_text())["input"])[0]["answer"])

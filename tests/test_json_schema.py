@@ -76,7 +76,7 @@ def test_both_engines_answer_the_same_by_the_schema(engines: list[Engine]) -> No
 
 @pytest.mark.parametrize("change", [{}, {"top_p": 0.9}, {"top_k": 5, "frequency_penalty": 0.3}], ids=str)
 def test_every_draw_is_valid(change: dict[str, float], engines: list[Engine]) -> None:
-    for seed in range(20):
+    for seed in range(7):
         params = replace(GREEDY, temperature=1.5, seed=seed, max_new_tokens=500, **change)
         outputs = []
         for _ in range(2):

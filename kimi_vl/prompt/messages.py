@@ -1,10 +1,10 @@
 """A conversation in OpenAI's chat format → turns and their pictures, every shape of it checked."""
 
 import re
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from reprlib import repr as shortened
 from typing import Any
 
 from kimi_vl.errors import InvalidRequest
@@ -177,6 +177,12 @@ def _check_end(turn: Message) -> None:
     parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
     if not any(part["type"] == "image" or part["text"].strip() for part in parts):
         raise InvalidRequest("The last message is empty; write a question or an instruction.")
+
+
+def shortened(value: object) -> str:
+    """What a client sent, for an error: its first 60 characters, none of which commands a terminal."""
+    text = reprlib.repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _lower(name: str) -> str:

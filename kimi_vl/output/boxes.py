@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageDraw
 
-_FRACTION = r"(0?\.\d+|[01](?:\.0*)?|0\.\d*)"
+_FRACTION = r"(0?\.\d+|[01](?:\.0*)?)"
 _SEPARATOR = r"\s*,\s*"
 _PAIR = rf"{_FRACTION}{_SEPARATOR}{_FRACTION}"
 BOX = re.compile(rf"[\[(]\s*{_PAIR}{_SEPARATOR}{_PAIR}\s*[\])]")
@@ -41,7 +41,7 @@ def find_shapes(text: str) -> list[Shape]:
 
 def draw_shapes(picture: Image.Image, shapes: list[Shape]) -> Image.Image:
     """A copy of a picture in RGB with the shapes on it: boxes as frames, points as rings."""
-    drawn = picture.convert("RGB").copy()
+    drawn = picture.convert("RGB")  # a copy, also of a picture in RGB
     pen, line = ImageDraw.Draw(drawn), max(2, max(drawn.size) // 200)
     for shape in shapes:
         left, right = (round(x * (drawn.width - 1)) for x in (shape.left, shape.right))

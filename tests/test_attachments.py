@@ -1,8 +1,6 @@
 """Documents and videos all the way to the answer, with the tiny model on the CPU."""
 
-import ctypes
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ from kimi_vl.prompt.processor import KimiVLProcessor
 from kimi_vl.request import Request
 from kimi_vl.service import Answer, Service
 from kimi_vl.settings import Settings
+from tests.cancels import cancel_while_reading
 from tests.media.films import film, numbered
 from tests.media.pdfs import many_pages, numbers
 
@@ -141,17 +140,12 @@ def test_a_bad_file_harms_no_other_request(
     assert text(service.answer(right)) == "358"
 
 
-class Cancelled(BaseException):
-    pass
-
-
 @pytest.mark.parametrize("step", ["ask", "picture"])
 def test_a_cancel_while_a_document_is_read_ends_its_process(
     service: Service, pdf: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
     readers: list[ConfinedReader] = []
     reading = threading.Event()
-    outcome: list[object] = []
 
     def endless(reader: ConfinedReader, *_: object) -> Image.Image:
         readers.append(reader)
@@ -159,23 +153,11 @@ def test_a_cancel_while_a_document_is_read_ends_its_process(
         reader._receive()  # nothing comes any more
         return Image.new("RGB", (28, 28))
 
-    def ask() -> None:
-        try:
-            outcome.append(service.answer(Request("What number is in the picture?", documents=[pdf])))
-        except Cancelled as cancelled:
-            outcome.append(cancelled)
-
     with monkeypatch.context() as patch:
         patch.setattr(ConfinedReader, step, endless)
-        asking = threading.Thread(target=ask)
-        asking.start()
-        assert reading.wait(30)
-        assert asking.ident is not None
-        cancelled_at = time.monotonic()
-        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(asking.ident), ctypes.py_object(Cancelled))  # as Cog
-        asking.join(30)
-        assert time.monotonic() - cancelled_at < 1, "while the reading goes on"
-    assert isinstance(outcome[0], Cancelled)
+        cancel_while_reading(
+            lambda: service.answer(Request("What number is in the picture?", documents=[pdf])), reading
+        )
     assert readers[0]._process is not None
     assert readers[0]._process.returncode is not None
     right = Request("What number is in the picture?", documents=[pdf], pages="3", max_image_tokens=64)

@@ -1,8 +1,6 @@
 """The whole way of a request, with the tiny model on the CPU."""
 
-import ctypes
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ from kimi_vl.prompt.processor import KimiVLProcessor
 from kimi_vl.request import Request
 from kimi_vl.service import Answer, Service, load
 from kimi_vl.settings import Settings
+from tests.cancels import cancel_while_reading
 
 
 @pytest.fixture(scope="module")
@@ -139,39 +138,22 @@ def test_a_bad_picture_is_named_and_harms_no_other_request(
     assert texts(service.answer(Request("What number is in the picture?", images=[number])))[1] == "42"
 
 
-class Cancelled(BaseException):
-    pass
-
-
 def test_a_cancel_while_pictures_are_read_leaves_the_service_ready(
     service: Service, number: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reading, release = threading.Event(), threading.Event()
-    outcome: list[object] = []
 
     def slow(*_: object) -> Image.Image:
         reading.set()
         release.wait(30)
         return Image.new("RGB", (28, 28))
 
-    def ask() -> None:
-        try:
-            outcome.append(service.answer(Request("What number is in the picture?", images=[number] * 8)))
-        except Cancelled as cancelled:
-            outcome.append(cancelled)
-
     with monkeypatch.context() as patch:
         patch.setattr("kimi_vl.request.read_image", slow)
-        asking = threading.Thread(target=ask)
-        asking.start()
-        assert reading.wait(30)
-        assert asking.ident is not None
-        cancelled_at = time.monotonic()
-        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(asking.ident), ctypes.py_object(Cancelled))  # as Cog
-        asking.join(30)
-        assert time.monotonic() - cancelled_at < 1, "while the reading goes on"
+        cancel_while_reading(
+            lambda: service.answer(Request("What number is in the picture?", images=[number] * 8)), reading
+        )
         release.set()
-    assert isinstance(outcome[0], Cancelled)
     assert texts(service.answer(Request("What number is in the picture?", images=[number])))[1] == "42"
 
 

@@ -70,8 +70,9 @@ def compile_ahead(*works: Callable[[], object]) -> None:
         list(pool.map(_call, calls.values()))
     with ThreadPoolExecutor() as pool:
         list(pool.map(_call, one_of_each.values()))
-    for call in calls.values():
-        _call(call)
+    for (operation, _), call in calls.items():
+        if call is not one_of_each[operation]:
+            _call(call)
 
 
 def compile_only() -> None:

@@ -19,11 +19,12 @@ from bench.full_size import TEXT, random_model
 from kimi_vl.engine.base import SamplingParams
 from kimi_vl.engine.fast.decode import Decoder
 from kimi_vl.engine.fast.kernels.operation import TILES, Tile, compile_only
+from kimi_vl.engine.fast.kernels.sampling import Stages
 from kimi_vl.engine.fast.scheme import SCHEMES, Scheme
 from kimi_vl.engine.fast.weights import Weights
 
 CONTEXT = 1024
-ELEMENTS, WARPS = (1024, 2048, 4096, 8192, 16384, 32768), (1, 2, 4, 8)
+ELEMENTS, WARPS = (1024, 2048, 4096, 8192, 16384, 32768, 65536), (1, 2, 4, 8)
 MOST = 256  # numbers of a thread; with more it would take long to compile, and be slow
 PROCESSES = 12  # that compile; each takes 4 GB of the GPU's memory
 EXPERTS = ("shared_gate_up", "shared_down", "gate_up", "down")
@@ -32,12 +33,15 @@ EXPERTS = ("shared_gate_up", "shared_down", "gate_up", "down")
 def step_milliseconds(weights: Weights, cache: torch.Tensor, rotary: torch.Tensor, steps: int = 40) -> float:
     """The median time of a step with TILES as they are."""
     decoder = Decoder(weights, cache, rotary)
-    decoder.capture()
     decoder.begin(CONTEXT, SamplingParams(steps, frozenset(), temperature=1.0))
+    decoder.step()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        decoder.run(Stages())
     marks = [torch.cuda.Event(enable_timing=True) for _ in range(steps + 1)]
     marks[0].record()
     for mark in marks[1:]:
-        decoder.step()
+        graph.replay()
         mark.record()
     torch.cuda.synchronize()
     return median(a.elapsed_time(b) for a, b in pairwise(marks[8:]))
@@ -82,11 +86,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = list(dict.fromkeys(name for name, _ in TILES))
     add = parser.add_argument
-    add("names", nargs="*", choices=names, default=names, help=f"which of {', '.join(names)} (default: all)")
+    add("--only", nargs="+", choices=names, default=names, help="which matrices (default: all)")
     add("--quantization", choices=SCHEMES, default="none", help="bits of the weights (default: %(default)s)")
     given = parser.parse_args()
     scheme = SCHEMES[given.quantization]
-    keys = [(name, bits(name, scheme)) for name in given.names]
+    keys = [(name, bits(name, scheme)) for name in given.only]
     with ProcessPoolExecutor(min(cpu_count() or 1, PROCESSES), get_context("spawn")) as pool:
         list(pool.map(compile_step, *zip(*product(keys, candidates(), [scheme]), strict=True)))
     model_parts = weights_and_tables(scheme)
@@ -97,7 +101,10 @@ def main() -> None:
             TILES[key] = tile
             times[tile] = step_milliseconds(*model_parts)
         TILES[key] = min(times, key=lambda tile: times[tile])
-        print(f"{key}: {TILES[key]},  # {times[TILES[key]]:.3f} ms a step, others to {max(times.values()):.3f}")
+        print(
+            f"{key}: {TILES[key]},  # {times[TILES[key]]:.3f} ms a step, others to {max(times.values()):.3f}",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -24,13 +24,12 @@ from kimi_vl.engine.fast.weights import Mlp
 
 
 def _pieces(units: int) -> dict[str, int]:
-    """Powers of two that together cover a row, A + B + C ≥ units, and all but C lie inside it.
+    """Powers of two that together cover a row, A + B ≥ units, of which A lies inside it.
 
     Tiles of these sizes leave fewer threads idle than one tile of the next power of two.
     """
     a = triton.next_power_of_2(units) // 2
-    b = triton.next_power_of_2(units - a) // 2
-    return {"A": a, "B": b, "C": triton.next_power_of_2(units - a - b)}
+    return {"A": a, "B": triton.next_power_of_2(units - a)}
 
 
 @triton.jit
@@ -42,17 +41,15 @@ def _load_pieces(
     PLANES: tl.constexpr,
     A: tl.constexpr,
     B: tl.constexpr,
-    C: tl.constexpr,
+    WARPS: tl.constexpr,
 ):
     """Whole rows of a matrix, in the pieces of `_pieces`, and their scales."""
-    units_a, units_b, units_c = tl.arange(0, A), A + tl.arange(0, B), A + B + tl.arange(0, C)
-    a = load_rows(matrix, rows, units_a, UNITS, False)
-    b = load_rows(matrix, rows, units_b, UNITS, False)
-    c = load_rows(matrix, rows, units_c, UNITS, A + B + C > UNITS)
-    scale_a = load_scales(scales, rows, units_a, PLANES, UNITS, False)
-    scale_b = load_scales(scales, rows, units_b, PLANES, UNITS, False)
-    scale_c = load_scales(scales, rows, units_c, PLANES, UNITS, A + B + C > UNITS)
-    return a, b, c, scale_a, scale_b, scale_c
+    units_a, units_b = tl.arange(0, A), A + tl.arange(0, B)
+    a = load_rows(matrix, rows, units_a, UNITS, PLANES, False, WARPS)
+    b = load_rows(matrix, rows, units_b, UNITS, PLANES, A + B > UNITS, WARPS)
+    scale_a = load_scales(scales, rows, units_a, UNITS, PLANES, False)
+    scale_b = load_scales(scales, rows, units_b, UNITS, PLANES, A + B > UNITS)
+    return a, b, scale_a, scale_b
 
 
 @triton.jit
@@ -64,14 +61,13 @@ def _multiply_pieces(
     PLANES: tl.constexpr,
     A: tl.constexpr,
     B: tl.constexpr,
-    C: tl.constexpr,
+    WARPS: tl.constexpr,
 ):
     """The pieces times a vector in memory, each [rows, units] float32, to be summed over units."""
-    a, b, c, scale_a, scale_b, scale_c = pieces
-    vector_a = load_vector(vector, tl.arange(0, A), PLANES, COLUMNS, False)
-    vector_b = load_vector(vector, A + tl.arange(0, B), PLANES, COLUMNS, False)
-    vector_c = load_vector(vector, A + B + tl.arange(0, C), PLANES, COLUMNS, A + B + C > UNITS)
-    return multiply(a, scale_a, vector_a), multiply(b, scale_b, vector_b), multiply(c, scale_c, vector_c)
+    a, b, scale_a, scale_b = pieces
+    vector_a = load_vector(vector, tl.arange(0, A), COLUMNS, PLANES, False, WARPS)
+    vector_b = load_vector(vector, A + tl.arange(0, B), COLUMNS, PLANES, A + B > UNITS, WARPS)
+    return multiply(a, scale_a, vector_a), multiply(b, scale_b, vector_b)
 
 
 @triton.jit
@@ -86,14 +82,14 @@ def _add_shared(
     PLANES: tl.constexpr,
     A: tl.constexpr,
     B: tl.constexpr,
-    C: tl.constexpr,
+    WARPS: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    pieces = _load_pieces(shared_down, scales, rows, UNITS, PLANES, A, B, C)
+    pieces = _load_pieces(shared_down, scales, rows, UNITS, PLANES, A, B, WARPS)
     wait_for_previous(PDL)
     release_next(PDL)  # not earlier: the next kernel reads the chosen experts before it waits
-    a, b, c = _multiply_pieces(pieces, shared, SHARED, UNITS, PLANES, A, B, C)
-    tl.store(x + rows, tl.load(x + rows) + tl.sum(a, 1) + tl.sum(b, 1) + tl.sum(c, 1))
+    a, b = _multiply_pieces(pieces, shared, SHARED, UNITS, PLANES, A, B, WARPS)
+    tl.store(x + rows, tl.load(x + rows) + tl.sum(a, 1) + tl.sum(b, 1))
 
 
 @triton.jit
@@ -110,6 +106,7 @@ def _activate(
     PLANES: tl.constexpr,
     BLOCK: tl.constexpr,
     INNER: tl.constexpr,
+    WARPS: tl.constexpr,
     PDL: tl.constexpr,
 ):
     masked: tl.constexpr = BLOCK != UNITS
@@ -117,11 +114,11 @@ def _activate(
     wait_for_previous(PDL)
     release_next(PDL)
     gate_rows = tl.load(experts + slot).to(tl.int64) * (2 * INNER) + rows
-    gate = load_rows(gate_up, gate_rows, units, UNITS, masked)
-    up = load_rows(gate_up, gate_rows + INNER, units, UNITS, masked)
-    gate_scales = load_scales(scales, gate_rows, units, PLANES, UNITS, masked)
-    up_scales = load_scales(scales, gate_rows + INNER, units, PLANES, UNITS, masked)
-    vector = load_vector(hidden, units, PLANES, WIDTH, masked)
+    gate = load_rows(gate_up, gate_rows, units, UNITS, PLANES, masked, WARPS)
+    up = load_rows(gate_up, gate_rows + INNER, units, UNITS, PLANES, masked, WARPS)
+    gate_scales = load_scales(scales, gate_rows, units, UNITS, PLANES, masked)
+    up_scales = load_scales(scales, gate_rows + INNER, units, UNITS, PLANES, masked)
+    vector = load_vector(hidden, units, WIDTH, PLANES, masked, WARPS)
     activation = silu(dot(gate, gate_scales, vector)) * dot(up, up_scales, vector)
     tl.store(activations + slot * INNER + rows, activation.to(activations.dtype.element_ty))
 
@@ -147,22 +144,37 @@ def _expand_kernel(
     SHARED_PLANES: tl.constexpr,
     A: tl.constexpr,
     B: tl.constexpr,
-    C: tl.constexpr,
     DOWN_ROWS: tl.constexpr,
     ROWS: tl.constexpr,
+    WARPS: tl.constexpr,
     PDL: tl.constexpr,
 ):
     program = tl.program_id(0)
     down_programs: tl.constexpr = WIDTH // DOWN_ROWS
     if program < down_programs:
         rows = program * DOWN_ROWS + tl.arange(0, DOWN_ROWS)
-        _add_shared(x, shared_down, shared_down_scales, shared, rows, SHARED, SHARED_UNITS, SHARED_PLANES, A, B, C, PDL)
+        _add_shared(
+            x, shared_down, shared_down_scales, shared, rows, SHARED, SHARED_UNITS, SHARED_PLANES, A, B, WARPS, PDL
+        )
     else:
         blocks: tl.constexpr = INNER // ROWS
         slot = (program - down_programs) // blocks
         lanes = (program - down_programs) % blocks * ROWS + tl.arange(0, ROWS)
         _activate(
-            hidden, experts, gate_up, gate_up_scales, activations, slot, lanes, WIDTH, UNITS, PLANES, BLOCK, INNER, PDL
+            hidden,
+            experts,
+            gate_up,
+            gate_up_scales,
+            activations,
+            slot,
+            lanes,
+            WIDTH,
+            UNITS,
+            PLANES,
+            BLOCK,
+            INNER,
+            WARPS,
+            PDL,
         )
 
 
@@ -194,6 +206,7 @@ def _launch_expand(x: Tensor, mlp: Mlp, work: Scratch) -> None:
         **_pieces(mlp.shared_down.units),
         DOWN_ROWS=down_rows,
         ROWS=rows,
+        WARPS=tile.warps,
         **launch_options(x, tile.warps),
     )
 
@@ -225,10 +238,10 @@ def _contract_kernel(
     PLANES: tl.constexpr,
     A: tl.constexpr,
     B: tl.constexpr,
-    C: tl.constexpr,
     CHOSEN: tl.constexpr,
     CHOSEN_BLOCK: tl.constexpr,
     ROWS: tl.constexpr,
+    WARPS: tl.constexpr,
     PDL: tl.constexpr,
 ):
     release_next(PDL)
@@ -239,18 +252,16 @@ def _contract_kernel(
     ids = tl.load(experts + slots, mask=slots < CHOSEN, other=0, cache_modifier=".cg").to(tl.int64)
     sum_a = tl.zeros([ROWS, A], tl.float32)
     sum_b = tl.zeros([ROWS, B], tl.float32)
-    sum_c = tl.zeros([ROWS, C], tl.float32)
     for slot in tl.static_range(CHOSEN):
         expert = tl.sum(tl.where(slots == slot, ids, 0))
-        pieces = _load_pieces(down, scales, expert * WIDTH + rows, UNITS, PLANES, A, B, C)
+        pieces = _load_pieces(down, scales, expert * WIDTH + rows, UNITS, PLANES, A, B, WARPS)
         if slot == 0:
             wait_for_previous(PDL)
         weight = tl.load(weights + slot)
-        a, b, c = _multiply_pieces(pieces, activations + slot * INNER, INNER, UNITS, PLANES, A, B, C)
+        a, b = _multiply_pieces(pieces, activations + slot * INNER, INNER, UNITS, PLANES, A, B, WARPS)
         sum_a += a * weight
         sum_b += b * weight
-        sum_c += c * weight
-    added = tl.sum(sum_a, 1) + tl.sum(sum_b, 1) + tl.sum(sum_c, 1)
+    added = tl.sum(sum_a, 1) + tl.sum(sum_b, 1)
     tl.store(x + rows, tl.load(x + rows) + added)
 
 
@@ -275,6 +286,7 @@ def _launch_contract(x: Tensor, mlp: Mlp, work: Scratch) -> None:
         CHOSEN=mlp.chosen,
         CHOSEN_BLOCK=triton.next_power_of_2(mlp.chosen),
         ROWS=rows,
+        WARPS=tile.warps,
         **launch_options(x, tile.warps),
     )
 

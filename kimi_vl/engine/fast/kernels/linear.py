@@ -32,17 +32,18 @@ def _norm_linear_kernel(
     BLOCK: tl.constexpr,
     ROWS: tl.constexpr,
     EPS: tl.constexpr,
+    WARPS: tl.constexpr,
     PDL: tl.constexpr,
 ):
     release_next(PDL)
     masked: tl.constexpr = BLOCK != UNITS
     units = tl.arange(0, BLOCK)
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    gains = load_vector(gain, units, PLANES, COLUMNS, masked)
-    tile = load_rows(weight, rows, units, UNITS, masked)
-    scale = load_scales(scales, rows, units, PLANES, UNITS, masked)
+    gains = load_vector(gain, units, COLUMNS, PLANES, masked, WARPS)
+    tile = load_rows(weight, rows, units, UNITS, PLANES, masked, WARPS)
+    scale = load_scales(scales, rows, units, UNITS, PLANES, masked)
     wait_for_previous(PDL)
-    hidden = normalise(load_vector(x, units, PLANES, COLUMNS, masked), gains, COLUMNS, EPS)
+    hidden = normalise(load_vector(x, units, COLUMNS, PLANES, masked, WARPS), gains, COLUMNS, EPS)
     tl.store(out + rows, dot(tile, scale, hidden))
 
 
@@ -64,6 +65,7 @@ def _launch_norm_linear(x: Tensor, gain: Tensor, weight: Matrix, out: Tensor, ep
         BLOCK=triton.next_power_of_2(weight.units),
         ROWS=rows,
         EPS=eps,
+        WARPS=tile.warps,
         **launch_options(x, tile.warps),
     )
 
@@ -96,16 +98,17 @@ def _linear_add_kernel(
     PLANES: tl.constexpr,
     BLOCK: tl.constexpr,
     ROWS: tl.constexpr,
+    WARPS: tl.constexpr,
     PDL: tl.constexpr,
 ):
     release_next(PDL)
     masked: tl.constexpr = BLOCK != UNITS
     units = tl.arange(0, BLOCK)
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    tile = load_rows(weight, rows, units, UNITS, masked)
-    scale = load_scales(scales, rows, units, PLANES, UNITS, masked)
+    tile = load_rows(weight, rows, units, UNITS, PLANES, masked, WARPS)
+    scale = load_scales(scales, rows, units, UNITS, PLANES, masked)
     wait_for_previous(PDL)
-    vector = load_vector(a, units, PLANES, COLUMNS, masked)
+    vector = load_vector(a, units, COLUMNS, PLANES, masked, WARPS)
     tl.store(x + rows, tl.load(x + rows) + dot(tile, scale, vector))
 
 
@@ -125,6 +128,7 @@ def _launch_linear_add(x: Tensor, weight: Matrix, a: Tensor) -> None:
         PLANES=weight.planes,
         BLOCK=triton.next_power_of_2(weight.units),
         ROWS=rows,
+        WARPS=tile.warps,
         **launch_options(x, tile.warps),
     )
 

@@ -108,27 +108,26 @@ class Tile:
         return gcd(height, max(1, self.elements // triton.next_power_of_2(columns)))
 
 
-# By the matrix and its bits: of 16 bits, and of gate_up and down of 4, the fastest of those tried on an H100
-# (scripts/tune_decode.py); the others have not been tried there.
+# By the matrix and its bits: the fastest of those that scripts/tune_decode.py tried on an H100.
 TILES = {
     ("projections", 16): Tile(8192, 4),
     ("output", 16): Tile(16384, 4),
     ("shared_gate_up", 16): Tile(8192, 4),
-    ("shared_down", 16): Tile(16384, 4),
+    ("shared_down", 16): Tile(16384, 8),
     ("gate_up", 16): Tile(8192, 4),
-    ("down", 16): Tile(2048, 4),
+    ("down", 16): Tile(4096, 1),
     ("head", 16): Tile(16384, 4),
-    ("projections", 8): Tile(8192, 2),
-    ("output", 8): Tile(8192, 2),
-    ("shared_gate_up", 8): Tile(8192, 4),
-    ("shared_down", 8): Tile(4096, 1),
-    ("gate_up", 8): Tile(4096, 1),
-    ("down", 8): Tile(4096, 1),
+    ("projections", 8): Tile(8192, 4),
+    ("output", 8): Tile(16384, 8),
+    ("shared_gate_up", 8): Tile(32768, 4),
+    ("shared_down", 8): Tile(8192, 2),
+    ("gate_up", 8): Tile(8192, 1),
+    ("down", 8): Tile(4096, 2),
     ("head", 8): Tile(16384, 4),
-    ("shared_gate_up", 4): Tile(8192, 4),
-    ("shared_down", 4): Tile(4096, 1),
-    ("gate_up", 4): Tile(8192, 2),
-    ("down", 4): Tile(8192, 4),
+    ("shared_gate_up", 4): Tile(16384, 4),
+    ("shared_down", 4): Tile(16384, 4),
+    ("gate_up", 4): Tile(16384, 2),
+    ("down", 4): Tile(16384, 8),
 }
 
 

@@ -93,17 +93,18 @@ def _activate_shared(
     PLANES: tl.constexpr,
     BLOCK: tl.constexpr,
     EPS: tl.constexpr,
+    WARPS: tl.constexpr,
     PDL: tl.constexpr,
 ):
     masked: tl.constexpr = BLOCK != UNITS
     units = tl.arange(0, BLOCK)
-    gains = load_vector(gain, units, PLANES, COLUMNS, masked)
-    gate = load_rows(gate_up, rows, units, UNITS, masked)
-    up = load_rows(gate_up, SHARED + rows, units, UNITS, masked)
-    gate_scales = load_scales(scales, rows, units, PLANES, UNITS, masked)
-    up_scales = load_scales(scales, SHARED + rows, units, PLANES, UNITS, masked)
+    gains = load_vector(gain, units, COLUMNS, PLANES, masked, WARPS)
+    gate = load_rows(gate_up, rows, units, UNITS, PLANES, masked, WARPS)
+    up = load_rows(gate_up, SHARED + rows, units, UNITS, PLANES, masked, WARPS)
+    gate_scales = load_scales(scales, rows, units, UNITS, PLANES, masked)
+    up_scales = load_scales(scales, SHARED + rows, units, UNITS, PLANES, masked)
     wait_for_previous(PDL)
-    vector = normalise(load_vector(x, units, PLANES, COLUMNS, masked), gains, COLUMNS, EPS)
+    vector = normalise(load_vector(x, units, COLUMNS, PLANES, masked, WARPS), gains, COLUMNS, EPS)
     activation = silu(dot(gate, gate_scales, vector)) * dot(up, up_scales, vector)
     tl.store(shared + rows, activation.to(shared.dtype.element_ty))
 
@@ -134,6 +135,7 @@ def _route_kernel(
     ROWS: tl.constexpr,
     FACTOR: tl.constexpr,
     EPS: tl.constexpr,
+    WARPS: tl.constexpr,
     PDL: tl.constexpr,
 ):
     release_next(PDL)
@@ -141,10 +143,10 @@ def _route_kernel(
     if program < EXPERTS:
         columns = tl.arange(0, BLOCK)
         inside = columns < COLUMNS
-        gains = load_vector(gain, columns, 1, COLUMNS, BLOCK != COLUMNS)
+        gains = load_vector(gain, columns, COLUMNS, 1, BLOCK != COLUMNS, WARPS)
         row = tl.load(router + program * COLUMNS + columns, mask=inside, other=0.0).to(tl.float32)
         wait_for_previous(PDL)
-        normalised = normalise(load_vector(x, columns, 1, COLUMNS, BLOCK != COLUMNS), gains, COLUMNS, EPS)[0]
+        normalised = normalise(load_vector(x, columns, COLUMNS, 1, BLOCK != COLUMNS, WARPS), gains, COLUMNS, EPS)[0]
         if program == 0:
             tl.store(hidden + columns, normalised, mask=inside)
         tl.store(scores + program, tl.sigmoid(tl.sum(row * normalised.to(tl.float32))))
@@ -155,7 +157,7 @@ def _route_kernel(
     else:
         rows = (program - EXPERTS) * ROWS + tl.arange(0, ROWS)
         _activate_shared(
-            x, gain, shared_gate_up, scales, shared, rows, SHARED, COLUMNS, UNITS, PLANES, UNITS_BLOCK, EPS, PDL
+            x, gain, shared_gate_up, scales, shared, rows, SHARED, COLUMNS, UNITS, PLANES, UNITS_BLOCK, EPS, WARPS, PDL
         )
 
 
@@ -191,6 +193,7 @@ def _launch_route(x: Tensor, mlp: Mlp, work: Scratch) -> None:
         ROWS=rows,
         FACTOR=mlp.factor,
         EPS=mlp.eps,
+        WARPS=tile.warps,
         **launch_options(x, tile.warps),
     )
 

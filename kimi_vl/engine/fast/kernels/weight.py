@@ -10,27 +10,44 @@ import triton.language as tl
 
 from kimi_vl.engine.fast.kernels.quantise import WORDS
 
+SMALL = 2.0**-49  # products with words are computed times this, and come to their size with the scales
+
 
 @triton.jit
-def load_rows(matrix, rows, units, UNITS: tl.constexpr, MASKED: tl.constexpr):
+def load_rows(
+    matrix, rows, units, UNITS: tl.constexpr, PLANES: tl.constexpr, MASKED: tl.constexpr, WARPS: tl.constexpr
+):
     """A tile of a row-major matrix; MASKED where units reach beyond UNITS, zero there."""
-    pointers = matrix + rows.to(tl.int64)[:, None] * UNITS + units[None, :]
+    offsets = rows.to(tl.int64)[:, None] * UNITS + units[None, :]
+    if PLANES > 1:
+        together: tl.constexpr = max(1, min(4, units.shape[0] // (32 * WARPS)))  # see _load_plane
+        offsets = tl.max_contiguous(tl.multiple_of(offsets, (1, together)), (1, together))
     if MASKED:
-        return tl.load(pointers, mask=(units < UNITS)[None, :], other=0.0)
-    return tl.load(pointers)
+        return tl.load(matrix + offsets, mask=(units < UNITS)[None, :], other=0.0)
+    return tl.load(matrix + offsets)
 
 
 @triton.jit
 def load_scales(
-    scales, rows, units, PLANES: tl.constexpr, UNITS: tl.constexpr, MASKED: tl.constexpr, WORDS: tl.constexpr = WORDS
+    scales,
+    rows,
+    units,
+    UNITS: tl.constexpr,
+    PLANES: tl.constexpr,
+    MASKED: tl.constexpr,
+    WORDS: tl.constexpr = WORDS,
+    SMALL: tl.constexpr = SMALL,
 ):
-    """The scales of such a tile: 1 of 16 bits, [rows] of 8, [rows, units] of 4."""
+    """The scales of such a tile: 1 of 16 bits, [rows] of 8, [rows, units] of 4; both over SMALL."""
     if PLANES == 1:
         return 1.0
     elif PLANES == 4:
-        return tl.load(scales + rows)
+        return tl.load(scales + rows) * (1 / SMALL)
     else:
-        return load_rows(scales, rows, units // WORDS, UNITS // WORDS, MASKED).to(tl.float32)
+        pointers = scales + rows.to(tl.int64)[:, None] * (UNITS // WORDS) + (units // WORDS)[None, :]
+        if MASKED:
+            return tl.load(pointers, mask=(units < UNITS)[None, :], other=0.0).to(tl.float32) * (1 / SMALL)
+        return tl.load(pointers).to(tl.float32) * (1 / SMALL)
 
 
 @triton.jit
@@ -38,14 +55,19 @@ def _load_plane(
     vector,
     units,
     PLANE: tl.constexpr,
-    PLANES: tl.constexpr,
     COLUMNS: tl.constexpr,
+    PLANES: tl.constexpr,
     MASKED: tl.constexpr,
+    WARPS: tl.constexpr,
     WORDS: tl.constexpr = WORDS,
 ):
     """What part PLANE of each word is multiplied with."""
     group: tl.constexpr = PLANES * WORDS
     columns = units // WORDS * group + PLANE * WORDS + units % WORDS
+    # Each thread is to load as many at once as it loads words. It would take more of these smaller numbers, and then
+    # they had to move between threads before they could be multiplied.
+    together: tl.constexpr = max(1, min(4, units.shape[0] // (32 * WARPS)))
+    columns = tl.max_contiguous(tl.multiple_of(columns, together), together)
     if MASKED or COLUMNS % group != 0:
         return tl.load(vector + columns, mask=columns < COLUMNS, other=0.0)
     else:
@@ -53,25 +75,25 @@ def _load_plane(
 
 
 @triton.jit
-def load_vector(vector, units, PLANES: tl.constexpr, COLUMNS: tl.constexpr, MASKED: tl.constexpr):
+def load_vector(vector, units, COLUMNS: tl.constexpr, PLANES: tl.constexpr, MASKED: tl.constexpr, WARPS: tl.constexpr):
     """A vector [COLUMNS] for tiles of these units; MASKED where they reach beyond it, zero there."""
     if PLANES == 8:
         return (
-            _load_plane(vector, units, 0, 8, COLUMNS, MASKED),
-            _load_plane(vector, units, 1, 8, COLUMNS, MASKED),
-            _load_plane(vector, units, 2, 8, COLUMNS, MASKED),
-            _load_plane(vector, units, 3, 8, COLUMNS, MASKED),
-            _load_plane(vector, units, 4, 8, COLUMNS, MASKED),
-            _load_plane(vector, units, 5, 8, COLUMNS, MASKED),
-            _load_plane(vector, units, 6, 8, COLUMNS, MASKED),
-            _load_plane(vector, units, 7, 8, COLUMNS, MASKED),
+            _load_plane(vector, units, 0, COLUMNS, 8, MASKED, WARPS),
+            _load_plane(vector, units, 1, COLUMNS, 8, MASKED, WARPS),
+            _load_plane(vector, units, 2, COLUMNS, 8, MASKED, WARPS),
+            _load_plane(vector, units, 3, COLUMNS, 8, MASKED, WARPS),
+            _load_plane(vector, units, 4, COLUMNS, 8, MASKED, WARPS),
+            _load_plane(vector, units, 5, COLUMNS, 8, MASKED, WARPS),
+            _load_plane(vector, units, 6, COLUMNS, 8, MASKED, WARPS),
+            _load_plane(vector, units, 7, COLUMNS, 8, MASKED, WARPS),
         )
     elif PLANES == 4:
         return (
-            _load_plane(vector, units, 0, 4, COLUMNS, MASKED),
-            _load_plane(vector, units, 1, 4, COLUMNS, MASKED),
-            _load_plane(vector, units, 2, 4, COLUMNS, MASKED),
-            _load_plane(vector, units, 3, 4, COLUMNS, MASKED),
+            _load_plane(vector, units, 0, COLUMNS, 4, MASKED, WARPS),
+            _load_plane(vector, units, 1, COLUMNS, 4, MASKED, WARPS),
+            _load_plane(vector, units, 2, COLUMNS, 4, MASKED, WARPS),
+            _load_plane(vector, units, 3, COLUMNS, 4, MASKED, WARPS),
         )
     elif MASKED:
         return (tl.load(vector + units, mask=units < COLUMNS, other=0.0),)
@@ -121,43 +143,44 @@ def dot_rows(tile, vector):
 
 @triton.jit
 def _multiply_plane(tile, part, PLANE: tl.constexpr, PLANES: tl.constexpr):
-    """[rows, words] float32: the numbers in part PLANE of each word times a plane of the vector."""
-    # Masked instead of shifted, as the last bits of a float32 from 2**23 on: cheaper than a conversion, and exact. The
-    # compiler must not know that the grid has one dimension: with two constants it takes one more instruction.
+    """[rows, words] float32: what is in part PLANE of each word, times a plane of the vector, times SMALL."""
+    # 24 low bits of a float32 without the others stand for themselves times 2**-149: they need no conversion.
     bits: tl.constexpr = 32 // PLANES
-    half: tl.constexpr = PLANES // 2  # of a word
-    unit: tl.constexpr = 1 << (bits * (PLANE % half))
-    parts = (tile >> (16 * (PLANE // half))) & (((1 << bits) - 1) * unit)
-    floats = (parts | tl.num_programs(1) * 0x4B000000).to(tl.float32, bitcast=True)
-    numbers = floats * (1.0 / unit) - (8388608.0 / unit + (1 << (bits - 1)))
-    return numbers * part.to(tl.float32)[None, :]
+    high: tl.constexpr = bits * (PLANE + 1) > 24
+    first: tl.constexpr = bits * PLANE - 8 if high else bits * PLANE
+    parts = (tile >> 8 if high else tile) & (((1 << bits) - 1) << first)
+    return parts.to(tl.float32, bitcast=True) * (part.to(tl.float32) * 2.0 ** (100 - first))[None, :]
 
 
 @triton.jit
-def _multiply(tile, vector):
-    """[rows, units] float32: the sum of each unit's numbers times those of the planes."""
+def _multiply(tile, vector, SMALL: tl.constexpr):
+    """[rows, units] float32: the sum of each unit's numbers times those of the planes; of words times SMALL."""
     if len(vector) == 1:
         return tile.to(tl.float32) * vector[0].to(tl.float32)[None, :]
     else:
-        total = _multiply_plane(tile, vector[0], 0, len(vector))
+        both = vector[0].to(tl.float32)
+        for plane in tl.static_range(1, len(vector)):
+            both += vector[plane].to(tl.float32)
+        half: tl.constexpr = 1 << (32 // len(vector) - 1)
+        total = _multiply_plane(tile, vector[0], 0, len(vector)) - (both * (half * SMALL))[None, :]
         for plane in tl.static_range(1, len(vector)):
             total += _multiply_plane(tile, vector[plane], plane, len(vector))
         return total
 
 
 @triton.jit
-def multiply(tile, scales, vector):
+def multiply(tile, scales, vector, SMALL: tl.constexpr = SMALL):
     """[rows, units] float32, of which the sum over units is the tile times the vector."""
     if len(vector) == 4:
-        return _multiply(tile, vector) * scales[:, None]
+        return _multiply(tile, vector, SMALL) * scales[:, None]
     else:
-        return _multiply(tile, vector) * scales
+        return _multiply(tile, vector, SMALL) * scales
 
 
 @triton.jit
-def dot(tile, scales, vector):
+def dot(tile, scales, vector, SMALL: tl.constexpr = SMALL):
     """[rows] float32: a tile of whole rows times a vector."""
     if len(vector) == 8:
-        return tl.sum(_multiply(tile, vector) * scales, 1)
+        return tl.sum(_multiply(tile, vector, SMALL) * scales, 1)
     else:
-        return tl.sum(_multiply(tile, vector), 1) * scales
+        return tl.sum(_multiply(tile, vector, SMALL), 1) * scales

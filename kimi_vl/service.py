@@ -3,11 +3,9 @@
 import os
 import secrets
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from threading import Barrier
 from time import monotonic
 
 import torch
@@ -27,10 +25,11 @@ from kimi_vl.output.stop import StopMatcher
 from kimi_vl.output.thinking import Delta, ThinkingSplitter
 from kimi_vl.prompt.budget import Budget, Sized
 from kimi_vl.prompt.chat import ChatPrompt, answer_prefix, encode, render, with_no_thinking
-from kimi_vl.prompt.processor import KimiVLProcessor, wait_for
+from kimi_vl.prompt.processor import KimiVLProcessor
 from kimi_vl.prompt.tokenizer import TikTokenTokenizer
 from kimi_vl.request import Request
 from kimi_vl.settings import Settings
+from kimi_vl.threads import Task, Threads
 
 FAST_CAPABILITY = (8, 0)  # of the first GPUs that have bfloat16
 PICTURE_THREADS = 4  # each holds at most one whole picture
@@ -130,7 +129,7 @@ class Service:
         self._processor = processor
         self._engine = engine
         self._constraints = JsonConstraints(processor.tokenizer)
-        self._pool = _started_pool()
+        self._pool = Threads(min(PICTURE_THREADS, os.cpu_count() or 1), "pictures")
 
     @classmethod
     def load(
@@ -199,10 +198,8 @@ class Service:
 
     def _inputs(self, request: Request, attachments: Sequence[Documents | Video]) -> ModelInputs:
         """Opens what is attached, finds out how large its pictures can be, and has all pictures read in that size."""
-        opening = [self._pool.submit(attachment.open) for attachment in attachments]
-        for opened in opening:
-            wait_for(opened)
-            opened.result()
+        for opening in [Task(self._pool, attachment.open) for attachment in attachments]:
+            opening.result()
         introductions = [line for each in attachments for line in each.introductions]
         pictures = request.pictures(self.settings)
 
@@ -273,12 +270,3 @@ def load(
 
 def _device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "the CPU"
-
-
-def _started_pool() -> ThreadPoolExecutor:
-    """Threads that prepare pictures, all of them running already: see Reporter in output/pacing.py."""
-    workers = min(PICTURE_THREADS, os.cpu_count() or 1)
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="pictures")
-    everyone = Barrier(workers)
-    wait([pool.submit(everyone.wait) for _ in range(workers)])
-    return pool

@@ -2,11 +2,10 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from queue import Empty, SimpleQueue
-from threading import Event, current_thread
 from time import monotonic
 from typing import Any, Literal, Protocol
 
@@ -14,8 +13,7 @@ import torch
 from torch import Tensor
 
 from kimi_vl.errors import InvalidRequest
-
-POLL_SECONDS = 0.1  # how long a consumer may wait without running Python, so that a cancellation reaches it
+from kimi_vl.threads import POLL_SECONDS, Threads
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
@@ -189,7 +187,7 @@ class Generation:
         self.timings: dict[str, float] = {}  # seconds of stages up to the first token, set by the engine before it
         self._asked = 0.0
         self._emitted = 0
-        self._stop_requested = Event()
+        self._stop_requested = False
         self._tokens: SimpleQueue[int | BaseException | None] = SimpleQueue()
 
     def stop(self) -> None:
@@ -197,12 +195,12 @@ class Generation:
 
         May be called from any thread, and more than once.
         """
-        self._stop_requested.set()
+        self._stop_requested = True
 
     @property
     def stopped(self) -> bool:
         """Nobody waits for tokens any more."""
-        return self._stop_requested.is_set()
+        return self._stop_requested
 
     def begin(self) -> None:
         """Called by the engine's thread when the requests before this one have ended."""
@@ -249,14 +247,13 @@ class Engine(ABC):
 
     def __init__(self, context_length: int) -> None:
         self.context_length = context_length
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
-        self._runner = self._thread.submit(current_thread).result()  # starts it now: see Reporter in output/pacing.py
+        self._thread = Threads(1, "engine")
         self._gpu_lost = False
 
     @property
     def healthy(self) -> bool:
         """Requests can succeed. Once this is false none ever will in this process."""
-        return self._runner.is_alive() and not self._gpu_lost
+        return self._thread.alive and not self._gpu_lost
 
     def generate(
         self,

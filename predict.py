@@ -192,6 +192,13 @@ class Predictor(BasePredictor):
             "thinking may still go before it.",
             default="",
         ),
+        timeout_s: float = Input(
+            description="Seconds after which you get what was made so far, perhaps nothing, and the finish_reason "
+            "timeout. 0 is as long as the server allows.",
+            default=0,
+            ge=0,
+            le=86400,
+        ),
         stream: bool = Input(
             description="Send the text piece by piece as it is made, instead of all of it at the end.", default=False
         ),
@@ -228,6 +235,7 @@ class Predictor(BasePredictor):
                     thinking_budget=int(thinking_budget),
                     stop=stop,
                     json_schema=json_schema,
+                    timeout_s=float(timeout_s),
                 )
                 with self.service.answer(request) as answer:
                     for delta in in_chunks(answer, CHUNK_SECONDS) if stream else [joined(answer)]:

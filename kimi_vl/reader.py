@@ -36,18 +36,20 @@ class Reader:
         self._context_length = context_length
         self._pool = Threads(min(PICTURE_THREADS, os.cpu_count() or 1), "pictures")
 
-    def read(self, request: Request, closes_thinking: bool) -> Reading:
+    def read(self, request: Request, closes_thinking: bool, deadline: float) -> Reading:
         """Reads a request that was checked.
 
         Args:
             request: its files are still unknown.
             closes_thinking: whether the prompt ends with a thinking that is over.
+            deadline: when to give up, on the clock of monotonic().
         Raises:
             InvalidRequest: a file or a picture cannot be used, or there is no room for them.
+            DeadlinePassed: it took longer.
         """
         attachments = request.attachments(self._settings)
         try:
-            inputs = self._inputs(request, attachments, closes_thinking)
+            inputs = self._inputs(request, attachments, closes_thinking, deadline)
         finally:
             for attachment in attachments:
                 attachment.close()
@@ -63,9 +65,11 @@ class Reader:
         """Ends the threads; what has not begun is left."""
         self._pool.shutdown(cancel_futures=True)
 
-    def _inputs(self, request: Request, attachments: Sequence[Documents | Video], closes_thinking: bool) -> ModelInputs:
+    def _inputs(
+        self, request: Request, attachments: Sequence[Documents | Video], closes_thinking: bool, deadline: float
+    ) -> ModelInputs:
         for opening in [Task(self._pool, attachment.open) for attachment in attachments]:
-            opening.result()
+            opening.result(deadline)
         introductions = [line for each in attachments for line in each.introductions]
         pictures = request.pictures(self._settings)
 
@@ -87,7 +91,7 @@ class Reader:
             for attachment, part in zip(attachments, drawn, strict=True):
                 attachment.send_sizes([each.size(images, most) for each in part])
                 pictures += [partial(attachment.picture, position) for position in range(len(part))]
-        return self._processor.prepare(pictures, prompt(len(introductions)), self._pool, most)
+        return self._processor.prepare(pictures, prompt(len(introductions)), self._pool, most, deadline)
 
     def _seen(self, kind: str, picture: Picture) -> dict[str, str | int]:
         (rows, columns), images = picture.grid, self._processor.image_processor

@@ -1,5 +1,6 @@
 """Request → answer: the only place that wires the rooms together."""
 
+import math
 import secrets
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -10,7 +11,7 @@ import torch
 
 from kimi_vl.engine.base import Engine, Generation, SamplingParams, nothing_forced
 from kimi_vl.engine.reference import ReferenceEngine
-from kimi_vl.errors import Misconfigured
+from kimi_vl.errors import DeadlinePassed, Misconfigured
 from kimi_vl.model.checkpoint import load_model
 from kimi_vl.model.fetch import fetch
 from kimi_vl.model.variants import Variant, fetchable, find_model
@@ -33,14 +34,14 @@ FAST_CAPABILITY = (8, 0)  # of the first GPUs that have bfloat16
 class Usage:
     """What an answer took. Times are seconds since the request came in."""
 
-    input_tokens: int
-    image_tokens: int
-    pictures: list[dict[str, str | int]]  # kind (image, page, frame), width and height with their padding, tokens
+    input_tokens: int = 0  # these three are of what was read before a deadline
+    image_tokens: int = 0
+    pictures: list[dict[str, str | int]] = field(default_factory=list)  # see Reading
     cached_tokens: int = 0  # of the input, not computed again
     seed: int
     thinking_tokens: int = 0
     answer_tokens: int = 0
-    finish_reason: str = "stopped"  # stop, length, or stopped by the caller
+    finish_reason: str = "stopped"  # stop, length, timeout, or stopped by the caller
     time_to_first_token: float = 0.0
     tokens_per_second: float = 0.0  # after the first token
     timings: dict[str, float] = field(default_factory=dict)  # seconds of each stage
@@ -98,7 +99,7 @@ class Answer:
         self.usage.finish_reason = "stop" if matcher.matched else self._generation.finish_reason
         self.usage.cached_tokens = self._generation.cached_tokens
         self.usage.timings |= self._generation.timings
-        if splitter.undecided and self.usage.finish_reason == "length":  # cut inside the opening marker
+        if splitter.undecided and self.usage.finish_reason in ("length", "timeout"):  # cut inside the opening marker
             self.usage.thinking_tokens, self.usage.answer_tokens = self.usage.answer_tokens, 0
             return
         rest = splitter.close()
@@ -155,9 +156,10 @@ class Service:
         """
         started = monotonic()
         request.check(self.settings)
+        seconds = [limit for limit in (request.timeout_s, self.settings.max_seconds) if limit]
+        deadline = started + min(seconds, default=math.inf)
         thinks = self.variant.thinks and request.thinking_budget != 0
         constraint = self._constraints.by_schema(request.json_schema, thinks) if request.json_schema else None
-        reading = self._reader.read(request, closes_thinking=self.variant.thinks and not thinks)
         params = SamplingParams(
             max_new_tokens=request.max_new_tokens,
             stop_ids=self._tokenizer.stop_ids,
@@ -170,16 +172,18 @@ class Service:
             frequency_penalty=request.frequency_penalty,
             seed=secrets.randbelow(2**31) if request.seed is None else request.seed,
         )
-        usage = Usage(
-            input_tokens=reading.inputs.input_ids.shape[1],
-            image_tokens=reading.image_tokens,
-            pictures=reading.pictures,
-            seed=params.seed,
-            timings={"preprocess": monotonic() - started},
-        )
+        usage = Usage(seed=params.seed)
         bounded = thinks and request.thinking_budget > 0
         forced_after = ThinkingBudget(request.thinking_budget, self._tokenizer) if bounded else nothing_forced
-        generation = self._engine.generate(reading.inputs, params, forced_after, constraint)
+        try:
+            reading = self._reader.read(request, self.variant.thinks and not thinks, deadline)
+        except DeadlinePassed:
+            generation = Generation(params, lambda _: None, deadline=deadline)  # which has passed: it ends at once
+        else:
+            usage.input_tokens = reading.inputs.input_ids.shape[1]
+            usage.image_tokens, usage.pictures = reading.image_tokens, reading.pictures
+            generation = self._engine.generate(reading.inputs, params, forced_after, constraint, deadline)
+        usage.timings["preprocess"] = monotonic() - started
         return Answer(generation, self._tokenizer, usage, started, thinks, request.stop)
 
     @property

@@ -4,12 +4,16 @@ Cog cancels by an exception that comes up in a request's thread. Inside a lock t
 threading.Event, Future and ThreadPoolExecutor, it can leave the lock taken for ever. A SimpleQueue has none of these.
 """
 
+import math
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from contextlib import suppress
 from queue import Empty, SimpleQueue
 from threading import Thread
+from time import monotonic
 from typing import Any, Generic, ParamSpec, TypeVar
+
+from kimi_vl.errors import DeadlinePassed
 
 POLL_SECONDS = 0.1  # how long a thread may wait without running Python, so that a cancellation reaches it
 
@@ -82,15 +86,19 @@ class Task(Generic[T]):
         self._wanted = True
         pool.submit(self._run)
 
-    def result(self) -> T:
+    def result(self, deadline: float = math.inf) -> T:
         """What the call returned; can be had once.
 
+        Args:
+            deadline: when to wait no longer, on the clock of monotonic().
         Raises:
             BaseException: what it raised.
+            DeadlinePassed: it has not ended by then.
         """
-        while True:
+        while (left := deadline - monotonic()) > 0:
             with suppress(Empty):
-                return self._ended.get(timeout=POLL_SECONDS).result()
+                return self._ended.get(timeout=min(POLL_SECONDS, left)).result()
+        raise DeadlinePassed
 
     def abandon(self) -> None:
         """Nobody wants the result: a call that has not begun never will."""

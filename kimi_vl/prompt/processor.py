@@ -1,6 +1,7 @@
 """Messages and pictures → the tensors that the model takes."""
 
 import hashlib
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
@@ -69,6 +70,7 @@ class KimiVLProcessor:
         text: str | ChatPrompt,
         pool: Executor,
         most: int = 0,
+        deadline: float = math.inf,
     ) -> ModelInputs:
         """The same inputs for an engine, which need not wait for the patches: those are still made when this returns.
 
@@ -77,7 +79,9 @@ class KimiVLProcessor:
             text: as for a call.
             pool: its threads read and scale the pictures, and then make their patches.
             most: tokens of a picture; 0 for the model's own limit.
+            deadline: when to give up, on the clock of monotonic().
         Raises:
+            DeadlinePassed: reading the pictures took longer.
             Exception: the first that reading a picture raised, in the order of the pictures.
             ValueError: the number of pictures is not the number of their places in the prompt.
         """
@@ -87,7 +91,7 @@ class KimiVLProcessor:
             for picture in pictures:
                 scaling.append(Task(pool, self._scale, picture, most))
             while scaling:
-                scaled = scaling[0].result()
+                scaled = scaling[0].result(deadline)
                 scaling.popleft()
                 patches = pool.submit(self._patches, scaled)
                 prepared.append(Picture(self.image_processor.grid(*scaled.size), patches))

@@ -54,10 +54,8 @@ def everything(tmp_path: Path) -> Request:
 
 
 def is_right(service: Service, request: Request) -> None:
-    """A request with pictures and one without get their answers."""
-    picture = service.answer(Request("What number is in the picture?", images=request.images))
-    assert joined(picture).answer == "81"
-    assert joined(service.answer(Request("What is 12 + 7?"))).answer == "19"
+    """The next request gets its answer."""
+    assert joined(service.answer(Request("What number is in the picture?", images=request.images))).answer == "81"
 
 
 STAGES = {

@@ -1,7 +1,7 @@
 """Cog's front door."""
 
 import os
-import signal
+import subprocess
 import sys
 import traceback
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ from kimi_vl.service import Answer, Service
 from kimi_vl.settings import Settings
 
 CHUNK_SECONDS = 0.03  # a reader sees it live, and the server has few events to send
-LAST_SECONDS = 1.0  # of a server that ends: the failed prediction is answered by then
+LAST_SECONDS = 1  # of a worker and of a server that end: the failed prediction is answered by then
 
 
 class Delta(BaseModel):
@@ -36,11 +36,17 @@ def _log(text: str) -> None:
     thread.join()
 
 
-def _end_server() -> None:
-    """Ends Cog's server and this worker of it: with its worker gone, a server would stay and answer 409 for ever."""
-    if coglet.server.active:
-        os.kill(os.getppid(), signal.SIGTERM)
-        os._exit(1)
+def _bind_server() -> subprocess.Popen[bytes] | None:
+    """Has Cog's server end when this worker of it does, even by SIGKILL: alone it would stay and answer 409 for ever.
+
+    Returns:
+        What must be kept until then: the process that waits for it, at the other end of a pipe.
+    """
+    if not coglet.server.active:
+        return None
+    command = ["sh", "-c", f'read -r _; sleep {LAST_SECONDS}; kill "$0"', str(os.getppid())]
+    nothing = subprocess.DEVNULL
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=nothing, stderr=nothing)
 
 
 class Predictor(BasePredictor):
@@ -52,13 +58,15 @@ class Predictor(BasePredictor):
         self.reporter = Reporter(seconds=1)
         settings = replace(settings, model=settings.model or "thinking")
         self.service = Service.load(settings, progress=print, fetch_absent=bool(settings.weights_dir))
+        self.bond = _bind_server()
 
     def healthcheck(self) -> bool:
         """Whether requests can succeed. When none ever will, this also ends the server, for a supervisor to restart."""
         healthy = self.service.healthy
         if not healthy:
             _log("The GPU or the thread that runs it is lost: this server ends, so that a new one can be started")
-            Timer(LAST_SECONDS, _end_server).start()
+            if coglet.server.active:
+                Timer(LAST_SECONDS, os._exit, [1]).start()  # and the server with it: see _bind_server
         return healthy
 
     @streaming
@@ -192,6 +200,13 @@ class Predictor(BasePredictor):
             "thinking may still go before it.",
             default="",
         ),
+        timeout_s: float = Input(
+            description="Seconds after which you get what was made so far, perhaps nothing, and the finish_reason "
+            "timeout. 0 is as long as the server allows.",
+            default=0,
+            ge=0,
+            le=86400,
+        ),
         stream: bool = Input(
             description="Send the text piece by piece as it is made, instead of all of it at the end.", default=False
         ),
@@ -228,6 +243,7 @@ class Predictor(BasePredictor):
                     thinking_budget=int(thinking_budget),
                     stop=stop,
                     json_schema=json_schema,
+                    timeout_s=float(timeout_s),
                 )
                 with self.service.answer(request) as answer:
                     for delta in in_chunks(answer, CHUNK_SECONDS) if stream else [joined(answer)]:

@@ -175,6 +175,12 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
         "default": "",
         "help": "a JSON Schema that the answer must follow",
     },
+    "--timeout-s": {
+        "metavar": "SECONDS",
+        "type": float,
+        "default": 0.0,
+        "help": "end with what was made so far, counted from when the model is ready (default: no limit)",
+    },
     "--messages": {
         "metavar": "FILE",
         "type": messages_file,
@@ -191,7 +197,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
 }
 C1 = re.compile(r"[\x7f-\x9f]")  # JSON need not escape these, and a terminal may obey them
 SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
-ENDS = ("max_new_tokens", "thinking_budget", "stop", "json_schema")
+ENDS = ("max_new_tokens", "thinking_budget", "stop", "json_schema", "timeout_s")
 MEDIA = ("images", "documents", "pages", "video", "video_frames", "video_fps", "max_image_tokens")
 REQUEST = ("prompt", "messages", "system_prompt", *MEDIA, *SAMPLING, "seed", *ENDS)
 BAD_INPUT, INTERRUPTED, READER_GONE = 2, 130, 141  # exit statuses

@@ -11,3 +11,7 @@ class InvalidRequest(ValueError):
 
 class Misconfigured(Exception):
     """The service cannot start as it was set up; the message tells the person who runs it what to do."""
+
+
+class DeadlinePassed(Exception):
+    """The time for a request is over before the model began; its answer is empty."""

@@ -28,6 +28,7 @@ MAX_STOPS = 8
 MAX_STOP_CHARACTERS = 100
 MAX_IMAGE_TOKENS = 16_384
 MAX_FPS = 100
+MAX_TIMEOUT = 86_400  # seconds
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ class Request:
     thinking_budget: int = -1  # tokens; -1: no limit, 0: no thinking
     stop: Sequence[str] = ()
     json_schema: str = ""  # of the answer; empty: it is any text
+    timeout_s: float = 0.0  # since it came; 0: as long as the service allows
 
     def check(self, settings: Settings) -> None:
         """Everything that can be known before a file is opened.
@@ -111,6 +113,7 @@ class Request:
         _check_range("presence_penalty", self.presence_penalty, -2, 2)
         _check_range("frequency_penalty", self.frequency_penalty, -2, 2)
         _check_range("thinking_budget", self.thinking_budget, -1, MAX_NEW_TOKENS)
+        _check_range("timeout_s", self.timeout_s, 0, MAX_TIMEOUT)
         if len(self.stop) > MAX_STOPS:
             raise InvalidRequest(
                 f"The request has {len(self.stop)} stop strings and the limit is {MAX_STOPS}; send fewer."

@@ -1,22 +1,17 @@
 """Request → answer: the only place that wires the rooms together."""
 
-import os
+import math
 import secrets
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
-from threading import Barrier
 from time import monotonic
 
 import torch
 
-from kimi_vl.engine.base import Engine, Generation, ModelInputs, Picture, SamplingParams, nothing_forced
+from kimi_vl.engine.base import Engine, Generation, SamplingParams, nothing_forced
 from kimi_vl.engine.reference import ReferenceEngine
-from kimi_vl.errors import Misconfigured
-from kimi_vl.media.documents import Documents
-from kimi_vl.media.videos import Video
+from kimi_vl.errors import DeadlinePassed, Misconfigured
 from kimi_vl.model.checkpoint import load_model
 from kimi_vl.model.fetch import fetch
 from kimi_vl.model.variants import Variant, fetchable, find_model
@@ -25,29 +20,28 @@ from kimi_vl.output.detokenizer import Detokenizer
 from kimi_vl.output.json_constraint import JsonConstraints
 from kimi_vl.output.stop import StopMatcher
 from kimi_vl.output.thinking import Delta, ThinkingSplitter
-from kimi_vl.prompt.budget import Budget, Sized
-from kimi_vl.prompt.chat import ChatPrompt, answer_prefix, encode, render, with_no_thinking
-from kimi_vl.prompt.processor import KimiVLProcessor, wait_for
+from kimi_vl.prompt.chat import answer_prefix
+from kimi_vl.prompt.processor import KimiVLProcessor
 from kimi_vl.prompt.tokenizer import TikTokenTokenizer
+from kimi_vl.reader import Reader
 from kimi_vl.request import Request
 from kimi_vl.settings import Settings
 
 FAST_CAPABILITY = (8, 0)  # of the first GPUs that have bfloat16
-PICTURE_THREADS = 4  # each holds at most one whole picture
 
 
 @dataclass(kw_only=True)
 class Usage:
     """What an answer took. Times are seconds since the request came in."""
 
-    input_tokens: int
-    image_tokens: int
-    pictures: list[dict[str, str | int]]  # kind (image, page, frame), width and height with their padding, tokens
+    input_tokens: int = 0  # these three are of what was read before a deadline
+    image_tokens: int = 0
+    pictures: list[dict[str, str | int]] = field(default_factory=list)  # see Reading
     cached_tokens: int = 0  # of the input, not computed again
     seed: int
     thinking_tokens: int = 0
     answer_tokens: int = 0
-    finish_reason: str = "stopped"  # stop, length, or stopped by the caller
+    finish_reason: str = "stopped"  # stop, length, timeout, or stopped by the caller
     time_to_first_token: float = 0.0
     tokens_per_second: float = 0.0  # after the first token
     timings: dict[str, float] = field(default_factory=dict)  # seconds of each stage
@@ -105,7 +99,7 @@ class Answer:
         self.usage.finish_reason = "stop" if matcher.matched else self._generation.finish_reason
         self.usage.cached_tokens = self._generation.cached_tokens
         self.usage.timings |= self._generation.timings
-        if splitter.undecided and self.usage.finish_reason == "length":  # cut inside the opening marker
+        if splitter.undecided and self.usage.finish_reason in ("length", "timeout"):  # cut inside the opening marker
             self.usage.thinking_tokens, self.usage.answer_tokens = self.usage.answer_tokens, 0
             return
         rest = splitter.close()
@@ -127,10 +121,10 @@ class Service:
     def __init__(self, settings: Settings, variant: Variant, processor: KimiVLProcessor, engine: Engine) -> None:
         self.settings = settings
         self.variant = variant
-        self._processor = processor
         self._engine = engine
+        self._tokenizer = processor.tokenizer
         self._constraints = JsonConstraints(processor.tokenizer)
-        self._pool = _started_pool()
+        self._reader = Reader(settings, processor, engine.context_length)
 
     @classmethod
     def load(
@@ -162,19 +156,13 @@ class Service:
         """
         started = monotonic()
         request.check(self.settings)
+        seconds = [limit for limit in (request.timeout_s, self.settings.max_seconds) if limit]
+        deadline = started + min(seconds, default=math.inf)
         thinks = self.variant.thinks and request.thinking_budget != 0
         constraint = self._constraints.by_schema(request.json_schema, thinks) if request.json_schema else None
-        attachments = request.attachments(self.settings)
-        try:
-            inputs = self._inputs(request, attachments)
-        finally:
-            for attachment in attachments:
-                attachment.close()
-        kinds = ["image"] * (len(inputs.pictures) - sum(len(each.sizes) for each in attachments))
-        kinds += [each.kind for each in attachments for _ in each.sizes]
         params = SamplingParams(
             max_new_tokens=request.max_new_tokens,
-            stop_ids=self._processor.tokenizer.stop_ids,
+            stop_ids=self._tokenizer.stop_ids,
             temperature=self.variant.temperature if request.temperature is None else request.temperature,
             top_p=request.top_p,
             top_k=request.top_k,
@@ -184,53 +172,19 @@ class Service:
             frequency_penalty=request.frequency_penalty,
             seed=secrets.randbelow(2**31) if request.seed is None else request.seed,
         )
-        usage = Usage(
-            input_tokens=inputs.input_ids.shape[1],
-            image_tokens=int((inputs.input_ids == self._processor.media_id).sum()),
-            pictures=[self._used(kind, picture) for kind, picture in zip(kinds, inputs.pictures, strict=True)],
-            seed=params.seed,
-            timings={"preprocess": monotonic() - started},
-        )
-        tokenizer = self._processor.tokenizer
+        usage = Usage(seed=params.seed)
         bounded = thinks and request.thinking_budget > 0
-        forced_after = ThinkingBudget(request.thinking_budget, tokenizer) if bounded else nothing_forced
-        generation = self._engine.generate(inputs, params, forced_after, constraint)
-        return Answer(generation, tokenizer, usage, started, thinks, request.stop)
-
-    def _inputs(self, request: Request, attachments: Sequence[Documents | Video]) -> ModelInputs:
-        """Opens what is attached, finds out how large its pictures can be, and has all pictures read in that size."""
-        opening = [self._pool.submit(attachment.open) for attachment in attachments]
-        for opened in opening:
-            wait_for(opened)
-            opened.result()
-        introductions = [line for each in attachments for line in each.introductions]
-        pictures = request.pictures(self.settings)
-
-        def prompt(introduced: int) -> ChatPrompt:
-            rendered = render(request.conversation(introductions[:introduced]).turns)
-            closes = self.variant.thinks and request.thinking_budget == 0
-            return with_no_thinking(rendered) if closes else rendered
-
-        most = request.max_image_tokens
-        if attachments:
-            images, tokenizer = self._processor.image_processor, self._processor.tokenizer
-            budget = Budget(
-                images,
-                self._engine.context_length,
-                request.max_new_tokens,
-                lambda introduced: len(encode(prompt(introduced), tokenizer, [0] * (len(pictures) + introduced))),
-            )
-            drawn = [[Sized(each.kind, *size, each.enlarges) for size in each.sizes] for each in attachments]
-            most = budget.share([each for part in drawn for each in part], len(pictures), most)
-            for attachment, part in zip(attachments, drawn, strict=True):
-                attachment.send_sizes([each.size(images, most) for each in part])
-                pictures += [partial(attachment.picture, position) for position in range(len(part))]
-        return self._processor.prepare(pictures, prompt(len(introductions)), self._pool, most)
-
-    def _used(self, kind: str, picture: Picture) -> dict[str, str | int]:
-        (rows, columns), images = picture.grid, self._processor.image_processor
-        side = images.patch_size
-        return {"kind": kind, "width": columns * side, "height": rows * side, "tokens": images.tokens(picture.grid)}
+        forced_after = ThinkingBudget(request.thinking_budget, self._tokenizer) if bounded else nothing_forced
+        try:
+            reading = self._reader.read(request, self.variant.thinks and not thinks, deadline)
+        except DeadlinePassed:
+            generation = Generation(params, lambda _: None, deadline=deadline)  # which has passed: it ends at once
+        else:
+            usage.input_tokens = reading.inputs.input_ids.shape[1]
+            usage.image_tokens, usage.pictures = reading.image_tokens, reading.pictures
+            generation = self._engine.generate(reading.inputs, params, forced_after, constraint, deadline)
+        usage.timings["preprocess"] = monotonic() - started
+        return Answer(generation, self._tokenizer, usage, started, thinks, request.stop)
 
     @property
     def healthy(self) -> bool:
@@ -240,7 +194,7 @@ class Service:
     def close(self) -> None:
         """Waits for the request in progress and ends all threads."""
         self._engine.close()
-        self._pool.shutdown(cancel_futures=True)
+        self._reader.close()
 
 
 def load(
@@ -273,12 +227,3 @@ def load(
 
 def _device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "the CPU"
-
-
-def _started_pool() -> ThreadPoolExecutor:
-    """Threads that prepare pictures, all of them running already: see Reporter in output/pacing.py."""
-    workers = min(PICTURE_THREADS, os.cpu_count() or 1)
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="pictures")
-    everyone = Barrier(workers)
-    wait([pool.submit(everyone.wait) for _ in range(workers)])
-    return pool

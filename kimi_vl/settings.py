@@ -44,6 +44,12 @@ class Settings:
     max_document_bytes: int = _setting(100_000_000, "Largest document, in bytes.")
     max_video_bytes: int = _setting(1_000_000_000, "Largest video, in bytes.")
     max_media_seconds: int = _setting(60, "Longest that reading the documents or the video of a request may take.")
+    max_seconds: int = _setting(
+        0,
+        "Longest that a request may take, in seconds; what was made by then is returned. timeout_s can only be "
+        "shorter.",
+        "no limit",
+    )
     allow_urls: bool = _setting(
         False, "1 fetches pictures of messages from https URLs, from public addresses alone; 0 refuses such messages."
     )

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 DIM, PLAIN = "\033[2m", "\033[0m"
 CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # C0 but tab and newline, DEL, C1
+CUTS = {"length": ", cut by --max-new-tokens", "timeout": ", cut by the time that it may take"}  # by finish_reason
 COMMANDS = "/image FILE adds a picture to the next question, /reset forgets the conversation, /quit ends"
 
 
@@ -49,7 +50,7 @@ class Screen:
     def end(self, usage: "Usage", model: str) -> None:
         """Ends the text, and tells what it took on stderr."""
         print(flush=True)
-        cut = "" if usage.finish_reason == "stop" else ", cut by --max-new-tokens"
+        cut = CUTS.get(usage.finish_reason, "")
         say(
             f"{usage.input_tokens} tokens in, {usage.thinking_tokens} of thinking and {usage.answer_tokens} of answer "
             f"out{cut}; {usage.time_to_first_token:.2f} s to the first, then {usage.tokens_per_second:.1f} a second; "

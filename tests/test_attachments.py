@@ -145,12 +145,12 @@ def test_a_cancel_while_a_document_is_read_ends_its_process(
     service: Service, pdf: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
     readers: list[ConfinedReader] = []
-    reading = threading.Event()
+    reading, release = threading.Event(), threading.Event()
 
     def endless(reader: ConfinedReader, *_: object) -> Image.Image:
         readers.append(reader)
         reading.set()
-        reader._receive()  # nothing comes any more
+        release.wait(30)
         return Image.new("RGB", (28, 28))
 
     with monkeypatch.context() as patch:
@@ -158,6 +158,7 @@ def test_a_cancel_while_a_document_is_read_ends_its_process(
         cancel_while_reading(
             lambda: service.answer(Request("What number is in the picture?", documents=[pdf])), reading
         )
+        release.set()
     assert readers[0]._process is not None
     assert readers[0]._process.returncode is not None
     right = Request("What number is in the picture?", documents=[pdf], pages="3", max_image_tokens=64)

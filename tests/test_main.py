@@ -54,6 +54,12 @@ def test_json_is_one_object_and_nothing_else(number: str, capsys: pytest.Capture
     assert result["usage"]["cached_tokens"] == 0
 
 
+def test_a_time_limit_ends_with_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([QUESTION, "--model", "tiny", "--json", "--timeout-s", "1e-6"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert (result["thinking"], result["answer"], result["finish_reason"]) == ("", "", "timeout")
+
+
 def test_a_document_and_a_video(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "d.pdf").write_bytes(numbers(["17", "4", "358"]))
     video = film(tmp_path / "v.mp4", [numbered(str(index)) for index in range(40)])
@@ -79,6 +85,7 @@ def test_a_document_and_a_video(tmp_path: Path, capsys: pytest.CaptureFixture[st
         ([" "], "error: The prompt is empty"),
         (["hi", "--temperature", "3"], "error: temperature is 3.0"),
         (["hi", "--top-k", "-1"], "error: top_k is -1"),
+        (["hi", "--timeout-s", "-1"], "error: timeout_s is -1.0 and must be from 0 to 86400."),
         (["hi", "--stop", "a", "--stop", ""], "error: The second stop string has 0 characters"),
         (["hi", "--model", "no-such"], "error: 'no-such' is neither a checkpoint folder nor one of"),
         (["hi", "/no/such/picture.png"], "error: The first picture"),

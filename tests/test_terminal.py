@@ -53,6 +53,14 @@ def test_neither_thinking_nor_answer_nor_messages_command_the_terminal(capsys: p
     assert output.err == r"\x1b[2Jmessage" + "\n"
 
 
+@pytest.mark.parametrize(
+    ("reason", "said"), [("stop", "out;"), ("length", "cut by --max-new-tokens;"), ("timeout", "cut by the time")]
+)
+def test_what_cut_an_answer_is_told(reason: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Screen().end(Usage(seed=0, finish_reason=reason), "tiny")
+    assert said in capsys.readouterr().err
+
+
 class Scripted:
     """Stands for a service and for its answers: says what it is told to, and keeps what it was asked."""
 

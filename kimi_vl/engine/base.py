@@ -1,12 +1,12 @@
 """What an engine is: model inputs in, token ids out, one request at a time on one thread."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from queue import Empty, SimpleQueue
-from threading import Event, current_thread
 from time import monotonic
 from typing import Any, Literal, Protocol
 
@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from kimi_vl.errors import InvalidRequest
-
-POLL_SECONDS = 0.1  # how long a consumer may wait without running Python, so that a cancellation reaches it
+from kimi_vl.threads import POLL_SECONDS, Threads
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
@@ -112,6 +111,7 @@ class SamplingParams:
         return not self.greedy and (self.top_p < 1 or self.top_k > 0 or self.min_p > 0)
 
 
+FinishReason = Literal["stop", "length", "timeout", "stopped"]  # stopped: by whoever reads the tokens
 Forcing = Callable[[int], Sequence[int]]  # told each token that the model chose: the ids that must follow it
 
 
@@ -179,30 +179,33 @@ class Generation:
         start: Callable[["Generation"], object],
         forced_after: Forcing = nothing_forced,
         constraint: Constraint | None = None,
+        deadline: float = math.inf,
     ) -> None:
         self.params = params
         self.constraint = constraint  # told by the engine of every token that it emitted
         self.forced_after = forced_after  # called by the engine once for each token that it chose itself and emitted
         self._start = start
-        self.finish_reason: Literal["stop", "length", "stopped"] = "stopped"
+        self.finish_reason: FinishReason = "stopped"  # until the last token was read
         self.cached_tokens = 0  # of the prompt, not computed again; set by the engine before the first token
         self.timings: dict[str, float] = {}  # seconds of stages up to the first token, set by the engine before it
         self._asked = 0.0
         self._emitted = 0
-        self._stop_requested = Event()
-        self._tokens: SimpleQueue[int | BaseException | None] = SimpleQueue()
+        self._deadline = deadline
+        self._stop_requested = False
+        self._reason: FinishReason | None = None  # why the engine ended it, if nobody else did
+        self._tokens: SimpleQueue[int | FinishReason | BaseException] = SimpleQueue()
 
     def stop(self) -> None:
         """Ends the generation within one token, or one piece of its prompt.
 
         May be called from any thread, and more than once.
         """
-        self._stop_requested.set()
+        self._stop_requested = True
 
     @property
     def stopped(self) -> bool:
         """Nobody waits for tokens any more."""
-        return self._stop_requested.is_set()
+        return self._stop_requested or monotonic() >= self._deadline
 
     def begin(self) -> None:
         """Called by the engine's thread when the requests before this one have ended."""
@@ -214,32 +217,37 @@ class Generation:
             return False
         self._emitted += 1
         if token in self.params.stop_ids:
-            self.finish_reason = "stop"
+            self._reason = "stop"
             return False
         self._tokens.put(token)
         if self._emitted == self.params.max_new_tokens:
-            self.finish_reason = "length"
+            self._reason = "length"
             return False
         return True
 
     def end(self, error: BaseException | None = None) -> None:
         """Called by the engine's thread when nothing follows; an error is raised where the tokens are read."""
-        self._tokens.put(error)
+        interrupted: FinishReason = "stopped" if self._stop_requested or not self.stopped else "timeout"
+        self._tokens.put(error or self._reason or interrupted)
 
     def __iter__(self) -> Iterator[int]:
         try:
             self._asked = monotonic()
             self._start(self)
-            while True:
+            item: int | FinishReason | BaseException | None = None
+            while not isinstance(item, str):
+                left = self._deadline - monotonic()
                 try:
-                    item = self._tokens.get(timeout=POLL_SECONDS)
+                    item = self._tokens.get(timeout=max(0, min(POLL_SECONDS, left)))
                 except Empty:
-                    continue
-                if item is None:
-                    return
+                    if left > 0:
+                        continue
+                    item = "timeout"  # whatever the engine is in the middle of
                 if isinstance(item, BaseException):
                     raise item
-                yield item
+                if isinstance(item, int):
+                    yield item
+            self.finish_reason = item
         finally:
             self.stop()
 
@@ -249,14 +257,13 @@ class Engine(ABC):
 
     def __init__(self, context_length: int) -> None:
         self.context_length = context_length
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
-        self._runner = self._thread.submit(current_thread).result()  # starts it now: see Reporter in output/pacing.py
+        self._thread = Threads(1, "engine")
         self._gpu_lost = False
 
     @property
     def healthy(self) -> bool:
         """Requests can succeed. Once this is false none ever will in this process."""
-        return self._runner.is_alive() and not self._gpu_lost
+        return self._thread.alive and not self._gpu_lost
 
     def generate(
         self,
@@ -264,6 +271,7 @@ class Engine(ABC):
         params: SamplingParams,
         forced_after: Forcing = nothing_forced,
         constraint: Constraint | None = None,
+        deadline: float = math.inf,
     ) -> Generation:
         """What will be generated for a prompt. max_new_tokens is cut to what the context length leaves.
 
@@ -272,6 +280,7 @@ class Engine(ABC):
             params: how tokens are chosen.
             forced_after: called on the engine's thread; what it forces counts as generated.
             constraint: used on that thread; the model chooses among the tokens that it allows.
+            deadline: when to end with what there is, on the clock of monotonic().
         Raises:
             InvalidRequest: the prompt leaves no room for an answer.
         """
@@ -283,9 +292,11 @@ class Engine(ABC):
                 f"{self.context_length - 1:,}; shorten the text or send fewer pictures."
             )
         params = replace(params, max_new_tokens=min(params.max_new_tokens, room))
-        return Generation(
-            params, lambda generation: self._thread.submit(self._run, inputs, generation), forced_after, constraint
-        )
+
+        def start(generation: Generation) -> None:
+            self._thread.submit(self._run, inputs, generation)
+
+        return Generation(params, start, forced_after, constraint, deadline)
 
     def close(self) -> None:
         """Waits for the request in progress and ends the thread."""

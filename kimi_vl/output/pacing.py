@@ -3,8 +3,8 @@
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import Context, copy_context
-from queue import SimpleQueue
-from threading import Event, Thread
+from queue import Empty, SimpleQueue
+from threading import Thread
 from time import monotonic
 
 from kimi_vl.output.thinking import Delta
@@ -39,21 +39,29 @@ class Reporter:
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
-        self._blocks: SimpleQueue[tuple[Context, Callable[[], None], Event]] = SimpleQueue()
+        self._blocks: SimpleQueue[tuple[Context, Callable[[], None], SimpleQueue[None]]] = SimpleQueue()
         Thread(target=self._run, daemon=True, name="reporter").start()
 
     @contextmanager
     def during(self, report: Callable[[], None]) -> Iterator[None]:
         """Reports in the caller's context, which is how Cog knows whose lines are printed."""
-        over = Event()
+        over: SimpleQueue[None] = SimpleQueue()  # and no Event: see kimi_vl/threads.py
         try:
             self._blocks.put((copy_context(), report, over))
             yield
         finally:
-            over.set()
+            over.put(None)
 
     def _run(self) -> None:
         while True:
             context, report, over = self._blocks.get()
-            while not over.wait(self._seconds):
+            while not _is_over(over, self._seconds):
                 context.run(report)
+
+
+def _is_over(over: "SimpleQueue[None]", seconds: float) -> bool:
+    try:
+        over.get(timeout=seconds)
+    except Empty:
+        return False
+    return True

@@ -1,22 +1,22 @@
 """Messages and pictures → the tensors that the model takes."""
 
 import hashlib
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Executor, Future
-from contextlib import suppress
+from concurrent.futures import Executor
 from pathlib import Path
-from queue import Empty, SimpleQueue
 from typing import Any
 
 import torch
 from PIL import Image
 from transformers import BatchFeature
 
-from kimi_vl.engine.base import POLL_SECONDS, ModelInputs, Patches, Picture
+from kimi_vl.engine.base import ModelInputs, Patches, Picture
 from kimi_vl.prompt.chat import MEDIA_PAD, ChatPrompt, Message, encode, question, render
 from kimi_vl.prompt.image_processor import ImageProcessor
 from kimi_vl.prompt.tokenizer import TikTokenTokenizer
+from kimi_vl.threads import Task
 
 
 class KimiVLProcessor:
@@ -70,6 +70,7 @@ class KimiVLProcessor:
         text: str | ChatPrompt,
         pool: Executor,
         most: int = 0,
+        deadline: float = math.inf,
     ) -> ModelInputs:
         """The same inputs for an engine, which need not wait for the patches: those are still made when this returns.
 
@@ -78,21 +79,25 @@ class KimiVLProcessor:
             text: as for a call.
             pool: its threads read and scale the pictures, and then make their patches.
             most: tokens of a picture; 0 for the model's own limit.
+            deadline: when to give up, on the clock of monotonic().
         Raises:
+            DeadlinePassed: reading the pictures took longer.
             Exception: the first that reading a picture raised, in the order of the pictures.
             ValueError: the number of pictures is not the number of their places in the prompt.
         """
-        scaling = deque(pool.submit(self._scale, picture, most) for picture in pictures)
+        scaling: deque[Task[Image.Image]] = deque()
         prepared: list[Picture] = []
         try:
+            for picture in pictures:
+                scaling.append(Task(pool, self._scale, picture, most))
             while scaling:
-                wait_for(scaling[0])
-                scaled = scaling.popleft().result()  # not kept: its error would hold it, and it the error
+                scaled = scaling[0].result(deadline)
+                scaling.popleft()
                 patches = pool.submit(self._patches, scaled)
                 prepared.append(Picture(self.image_processor.grid(*scaled.size), patches))
         finally:
             for unread in scaling:
-                unread.cancel()
+                unread.abandon()
         return ModelInputs(self._encode(text, [picture.grid for picture in prepared]), prepared)
 
     def apply_chat_template(
@@ -133,15 +138,3 @@ class KimiVLProcessor:
         digest.update(cut.data)
         levels = torch.from_numpy(cut)
         return Patches(levels.pin_memory() if torch.cuda.is_available() else levels, self._table, digest.digest())
-
-
-def wait_for(future: Future[Any]) -> None:
-    """Returns when it is done, and lets a cancellation interrupt the waiting.
-
-    On a queue: an exception that arrives inside Future.result or wait can meet their locks half taken.
-    """
-    done: SimpleQueue[object] = SimpleQueue()
-    future.add_done_callback(done.put)
-    while not future.done():
-        with suppress(Empty):
-            done.get(timeout=POLL_SECONDS)

@@ -1,7 +1,7 @@
 """What is measured: an engine over a model, with random weights of the full size or with a checkpoint's."""
 
 from collections.abc import Callable
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -22,7 +22,8 @@ from kimi_vl.model.modeling import KimiVLForConditionalGeneration
 from kimi_vl.model.variants import find_model
 from kimi_vl.prompt.chat import answer_prefix
 from kimi_vl.prompt.processor import KimiVLProcessor
-from kimi_vl.service import PICTURE_THREADS
+from kimi_vl.reader import PICTURE_THREADS
+from kimi_vl.threads import Threads
 
 ENGINES = ("fast", "reference")
 
@@ -37,7 +38,7 @@ class Subject:
     ceilings: Ceilings
     tokens: int  # decoded in each run
     repeats: int
-    pool: Executor = field(default_factory=lambda: ThreadPoolExecutor(PICTURE_THREADS))  # as the service has it
+    pool: Executor = field(default_factory=lambda: Threads(PICTURE_THREADS, "pictures"))  # as the service has it
 
     @property
     def fast(self) -> FastEngine | None:

@@ -17,6 +17,7 @@ ANSWERS = {
     "stop": "1",
     "sampling": None,
     "json_schema": '{"sum": 19}',
+    "timeout": "19",
 }
 
 

@@ -5,8 +5,11 @@ import shutil
 import signal
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+import httpx
 
 from tests.contract.conftest import TINY, Server
 from tests.model.hub import Hub
@@ -47,16 +50,28 @@ def test_a_client_that_leaves_frees_the_server_within_a_second(endless: Any) -> 
     assert time.monotonic() - started < 3, "the abandoned one still runs on the engine"
 
 
-def test_sigterm_lets_the_running_prediction_finish(endless_model: Path, tmp_path: Path) -> None:
-    server = Server(str(endless_model), tmp_path / "log")
+def test_sigterm_under_load_lets_the_running_prediction_finish(endless_model: Path, tmp_path: Path) -> None:
+    server, refused = Server(str(endless_model), tmp_path / "log"), set[object]()
+
+    def insist() -> None:
+        with suppress(httpx.TransportError):  # nobody listens any more
+            while True:
+                refused.add(httpx.post(f"{server.client.base_url}/predictions", json={"input": SHORT}).status_code)
+
     try:
         server.wait()
         results: list[dict[str, Any]] = []
         running = threading.Thread(target=lambda: results.append(server.predict(**LONG | {"max_new_tokens": 300})))
         running.start()
-        time.sleep(1)
+        time.sleep(0.5)
+        others = [threading.Thread(target=insist) for _ in range(4)]
+        for other in others:
+            other.start()
+        time.sleep(0.5)
         server.process.send_signal(signal.SIGTERM)
-        running.join()
+        for thread in (running, *others):
+            thread.join(30)
+        assert refused == {409}
         assert results[0]["status"] == "succeeded"
         assert results[0]["metrics"]["finish_reason"] == "length"
         assert server.process.wait(timeout=20) == 0

@@ -1,6 +1,7 @@
 """On a CUDA GPU: the fast engine at full size against float32, and against the reference engine with the tiny model."""
 
 from collections.abc import Iterator
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from bench.full_size import random_model
 from torch import Tensor
 
-from kimi_vl.engine.base import ModelInputs, SamplingParams
+from kimi_vl.engine.base import ModelInputs, Patches, Picture, SamplingParams
 from kimi_vl.engine.fast.engine import FastEngine
 from kimi_vl.engine.fast.kernels.operation import is_hopper
 from kimi_vl.engine.fast.kernels.sampling import Stages
@@ -228,21 +229,55 @@ def test_what_is_forced_comes_in_its_place_and_the_rest_repeats(
     engine.close()
 
 
-def test_out_of_memory_leaves_the_engine_ready(tiny: KimiVLForConditionalGeneration) -> None:
-    engine = FastEngine(Network.of(tiny), answer_prefix(processor.tokenizer))
-    (_, inputs), *_ = asked(1)
-    expected = list(engine.generate(inputs, GREEDY))
-    torch.cuda.empty_cache()
-    before = torch.cuda.memory_allocated()
+def picture(seed: int, side: int = 64) -> Picture:
+    """One of side x side patches of noise."""
+    levels = torch.randint(0, 256, (side**2, 3, 14, 14), generator=torch.Generator().manual_seed(seed))
+    patches: Future[Patches] = Future()
+    pinned = levels.to(torch.uint8).pin_memory()
+    patches.set_result(Patches(pinned, torch.linspace(-1, 1, 256).expand(3, 256).contiguous(), bytes([seed])))
+    return Picture((side, side), patches)
+
+
+def seen(seed: int) -> ModelInputs:
+    """A prompt with a picture of its own, and always the same text."""
+    return ModelInputs(
+        torch.cat([random_ids(20), torch.full((1, 64**2 // 4), 163605), random_ids(30)], 1), [picture(seed)]
+    )
+
+
+def filled() -> list[Tensor]:
+    """All that the GPU has left."""
     fillers = []
     for size in (2**30, 2**26, 2**21):  # until not even the smallest is left
         with suppress(torch.OutOfMemoryError):
             while True:
                 fillers.append(torch.empty(size, dtype=torch.uint8, device=CUDA))
-    many = ModelInputs(inputs.input_ids[:, :1].expand(1, 8000))
+    return fillers
+
+
+@pytest.mark.parametrize("stage", ["vision", "prefill", "decode"])
+def test_out_of_memory_in_any_stage_leaves_the_engine_ready(full_engine: FastEngine, stage: str) -> None:
+    params, fillers, chosen = SamplingParams(20, frozenset(), temperature=0.0), list[Tensor](), list[int]()
+    expected = list(full_engine.generate(seen(0), params))
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_allocated()
+
+    def fill_then_force(token: int) -> list[int]:
+        chosen.append(token)
+        if len(chosen) == 5:
+            fillers.extend(filled())
+        return random_ids(3000)[0].tolist() if len(chosen) == 10 else []  # until then the GPU needs no more memory
+
+    if stage == "decode":
+        generation = full_engine.generate(seen(0), replace(params, max_new_tokens=4000), fill_then_force)
+    else:
+        fillers.extend(filled())
+        generation = full_engine.generate(seen(1) if stage == "vision" else ModelInputs(random_ids(8000)), params)
     with pytest.raises(torch.OutOfMemoryError):
-        list(engine.generate(many, GREEDY))
+        list(generation)
+    assert chosen == (expected[:10] if stage == "decode" else [])
     fillers.clear()
     assert torch.cuda.memory_allocated() == before
-    assert list(engine.generate(inputs, GREEDY)) == expected
-    engine.close()
+    assert full_engine.healthy
+    assert list(full_engine.generate(seen(0), params)) == expected
+    torch.cuda.empty_cache()

@@ -1,5 +1,6 @@
 """The fast engine with the tiny model on the CPU, where the kernels' references run: the reference engine's tokens."""
 
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
@@ -287,8 +288,9 @@ def test_whole_chunks_are_kept_for_any_prompt_with_the_same_pieces(
     assert engine.cached_tokens == cut // 8 * 8 < shared // 8 * 8
 
 
-def test_a_stop_ends_a_prompt_after_a_piece(
-    engine: FastEngine, reference: ReferenceEngine, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("reason", ["stopped", "timeout"])
+def test_a_stop_or_a_deadline_ends_a_prompt_after_a_piece(
+    engine: FastEngine, reference: ReferenceEngine, monkeypatch: pytest.MonkeyPatch, reason: str
 ) -> None:
     pieces: list[int] = []
     with monkeypatch.context() as patch:
@@ -297,12 +299,15 @@ def test_a_stop_ends_a_prompt_after_a_piece(
 
         def stop_then_prefill(*given: Any) -> torch.Tensor:
             pieces.append(len(given[3]))
-            generation.stop()
+            if reason == "stopped":
+                generation.stop()
+            else:
+                generation._deadline = time.monotonic()
             return prefill(*given)
 
         patch.setattr("kimi_vl.engine.fast.engine.prefill", stop_then_prefill)
         assert list(generation) == []
-        assert generation.finish_reason == "stopped"
+        assert generation.finish_reason == reason
     assert pieces == [8]
     assert tokens(engine, SECOND) == tokens(reference, SECOND)
     assert engine.cached_tokens == 0

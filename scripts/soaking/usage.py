@@ -1,0 +1,44 @@
+"""What processes hold: memory, file descriptors, threads, temporary files."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+
+@dataclass(frozen=True)
+class Held:
+    """At one moment, by some processes together."""
+
+    memory: int  # bytes that are theirs, and their part of what they share
+    descriptors: int
+    threads: int
+    temporary_files: int
+    gpu_memory: int = 0  # bytes that torch has reserved in this process
+
+
+def held(processes: list[int], temporary: Path) -> Held:
+    """By these processes and by all that they started, as far as they still run."""
+    everyone = _with_children(processes)
+    return Held(
+        memory=sum(_field(process, "smaps_rollup", "Pss") for process in everyone) * 1024,
+        descriptors=sum(len(list(Path(f"/proc/{process}/fd").iterdir())) for process in everyone),
+        threads=sum(_field(process, "status", "Threads") for process in everyone),
+        temporary_files=sum(1 for _ in temporary.rglob("*")),
+        gpu_memory=torch.cuda.memory_reserved() if torch.cuda.is_initialized() else 0,
+    )
+
+
+def _with_children(processes: list[int]) -> list[int]:
+    children = [
+        int(child)
+        for process in processes
+        for of_thread in Path(f"/proc/{process}/task").glob("*/children")
+        for child in of_thread.read_text().split()
+    ]
+    return processes + (_with_children(children) if children else [])
+
+
+def _field(process: int, file: str, name: str) -> int:
+    lines = Path(f"/proc/{process}/{file}").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))

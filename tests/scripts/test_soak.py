@@ -1,0 +1,77 @@
+"""The soak in short, and what it makes of what has grown."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from soak import Window, compare, soak, table
+from soaking.errands import errands
+from soaking.subjects import CogServer, InProcess, Subject
+from soaking.usage import Held
+
+from kimi_vl.service import Service
+from kimi_vl.settings import Settings
+
+HALF = 10  # of the errands
+HELD = Held(memory=1000, descriptors=100, threads=10, temporary_files=0)
+
+
+@pytest.fixture(params=["cog", "service"])
+def subject(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Subject]:
+    (tmp_path / "temporary").mkdir()
+    if request.param == "cog":
+        subject: Subject = CogServer("tiny", tmp_path / "temporary", tmp_path / "log")
+    else:
+        subject = InProcess(Service.load(Settings(model="tiny")), knows=True)
+    yield subject
+    subject.close()
+
+
+def test_all_errands_end_as_they_must_and_leave_nothing(subject: Subject, tmp_path: Path) -> None:
+    windows = soak(subject, tmp_path, tmp_path / "temporary", lambda done: done == 2 * HALF, HALF)
+    assert [len(window.seconds) for window in windows] == [HALF] * 2
+    rows = {row.name: row for row in compare(*windows)}
+    for name in ("file descriptors", "threads", "temporary files"):
+        assert rows[name].is_kept, table(list(rows.values()))
+    assert rows["memory, MB"].last < 1.1 * rows["memory, MB"].first
+
+
+def test_a_window_that_is_not_full_is_left_out(tmp_path: Path) -> None:
+    class Idle:
+        process = 1
+
+        def __init__(self) -> None:
+            self.names: list[str] = []
+
+        def run(self, errand: object) -> None:
+            self.names.append(errand.name)  # type: ignore[attr-defined]
+
+    subject = Idle()
+    windows = soak(subject, tmp_path, tmp_path, lambda done: done == 9, 4)  # type: ignore[arg-type]
+    assert [sum(map(len, window.seconds.values())) for window in windows] == [4, 4]
+    names = [errand.name for errand, _ in zip(errands(tmp_path, 9), range(9), strict=False)]
+    assert subject.names == names
+
+
+@pytest.mark.parametrize(
+    ("change", "exceeded"),
+    [
+        ({}, set()),
+        ({"memory": 1020}, set()),
+        ({"memory": 1021}, {"memory, MB"}),
+        ({"descriptors": 103, "threads": 11}, {"file descriptors", "threads"}),
+        ({"temporary_files": 1}, {"temporary files"}),
+        ({"gpu_memory": 1}, {"GPU memory, MB"}),
+    ],
+)
+def test_what_has_grown_beyond_its_limit_is_told(change: dict[str, int], exceeded: set[str]) -> None:
+    windows = Window([HELD], {"sum": [1.0]}), Window([replace(HELD, **change)], {"sum": [1.1]})
+    rows = compare(*windows)
+    assert {row.name for row in rows if not row.is_kept} == exceeded
+    assert table(rows).count("exceeded") == len(exceeded)
+
+
+def test_what_takes_longer_is_told() -> None:
+    first, last = Window([HELD], {"sum": [1.0, 1.0, 9.0]}), Window([HELD], {"sum": [1.2, 1.2, 0.1]})
+    assert [row.name for row in compare(first, last) if not row.is_kept] == ["seconds for each of the errands"]

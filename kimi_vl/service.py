@@ -9,13 +9,17 @@ from functools import partial
 from pathlib import Path
 from threading import Barrier
 from time import monotonic
+from typing import TypeVar
 
 import torch
+from PIL import Image
 
 from kimi_vl.engine.base import Engine, Generation, ModelInputs, Picture, SamplingParams, nothing_forced
 from kimi_vl.engine.reference import ReferenceEngine
 from kimi_vl.errors import Misconfigured
+from kimi_vl.media.confined import Spare
 from kimi_vl.media.documents import Documents
+from kimi_vl.media.images import MODULE, Images
 from kimi_vl.media.videos import Video
 from kimi_vl.model.checkpoint import load_model
 from kimi_vl.model.fetch import fetch
@@ -29,11 +33,12 @@ from kimi_vl.prompt.budget import Budget, Sized
 from kimi_vl.prompt.chat import ChatPrompt, answer_prefix, encode, render, with_no_thinking
 from kimi_vl.prompt.processor import KimiVLProcessor, wait_for
 from kimi_vl.prompt.tokenizer import TikTokenTokenizer
-from kimi_vl.request import Request
+from kimi_vl.request import Request, image_limits
 from kimi_vl.settings import Settings
 
 FAST_CAPABILITY = (8, 0)  # of the first GPUs that have bfloat16
-PICTURE_THREADS = 4  # each holds at most one whole picture
+PICTURE_THREADS = 4
+T = TypeVar("T")
 
 
 @dataclass(kw_only=True)
@@ -131,6 +136,8 @@ class Service:
         self._engine = engine
         self._constraints = JsonConstraints(processor.tokenizer)
         self._pool = _started_pool()
+        self._spare = Spare(MODULE)  # it reads the pictures of the next request
+        self._pool.submit(self._spare.prepare)
 
     @classmethod
     def load(
@@ -164,12 +171,13 @@ class Service:
         request.check(self.settings)
         thinks = self.variant.thinks and request.thinking_budget != 0
         constraint = self._constraints.by_schema(request.json_schema, thinks) if request.json_schema else None
-        attachments = request.attachments(self.settings)
+        images, attachments = self._images(request), request.attachments(self.settings)
         try:
-            inputs = self._inputs(request, attachments)
+            inputs = self._inputs(request, images, attachments)
         finally:
-            for attachment in attachments:
-                attachment.close()
+            for reader in (*images, *attachments):
+                reader.close()
+            self._pool.submit(self._spare.prepare)
         kinds = ["image"] * (len(inputs.pictures) - sum(len(each.sizes) for each in attachments))
         kinds += [each.kind for each in attachments for _ in each.sizes]
         params = SamplingParams(
@@ -197,35 +205,52 @@ class Service:
         generation = self._engine.generate(inputs, params, forced_after, constraint)
         return Answer(generation, tokenizer, usage, started, thinks, request.stop)
 
-    def _inputs(self, request: Request, attachments: Sequence[Documents | Video]) -> ModelInputs:
-        """Opens what is attached, finds out how large its pictures can be, and has all pictures read in that size."""
-        opening = [self._pool.submit(attachment.open) for attachment in attachments]
-        for opened in opening:
-            wait_for(opened)
-            opened.result()
+    def _images(self, request: Request) -> list[Images]:
+        """What reads the request's own pictures, if it has any; their files are fetched at once."""
+        files = self._at_once(request.picture_files(self.settings))
+        return [Images(files, *image_limits(self.settings), self._spare.take)] if files else []
+
+    def _at_once(self, calls: Sequence[Callable[[], T]]) -> list[T]:
+        """What each of them returns, all called on the pool."""
+        calling = [self._pool.submit(call) for call in calls]
+        results = []
+        for called in calling:
+            wait_for(called)
+            results.append(called.result())
+        return results
+
+    def _inputs(
+        self, request: Request, images: Sequence[Images], attachments: Sequence[Documents | Video]
+    ) -> ModelInputs:
+        """Opens all that holds pictures, finds out how large they can be, and has them read in that size."""
+        self._at_once([reader.open for reader in (*images, *attachments)])
         introductions = [line for each in attachments for line in each.introductions]
-        pictures = request.pictures(self.settings)
+        stored = [size for reader in images for size in reader.sizes]
 
         def prompt(introduced: int) -> ChatPrompt:
             rendered = render(request.conversation(introductions[:introduced]).turns)
             closes = self.variant.thinks and request.thinking_budget == 0
             return with_no_thinking(rendered) if closes else rendered
 
-        most = request.max_image_tokens
+        most, processor = request.max_image_tokens, self._processor.image_processor
+        pictures: list[Callable[[], Image.Image]] = []
         if attachments:
-            images, tokenizer = self._processor.image_processor, self._processor.tokenizer
+            tokenizer = self._processor.tokenizer
             budget = Budget(
-                images,
+                processor,
                 self._engine.context_length,
                 request.max_new_tokens,
-                lambda introduced: len(encode(prompt(introduced), tokenizer, [0] * (len(pictures) + introduced))),
+                lambda introduced: len(encode(prompt(introduced), tokenizer, [0] * (len(stored) + introduced))),
             )
             drawn = [[Sized(each.kind, *size, each.enlarges) for size in each.sizes] for each in attachments]
-            most = budget.share([each for part in drawn for each in part], len(pictures), most)
+            most = budget.share([each for part in drawn for each in part], len(stored), most)
             for attachment, part in zip(attachments, drawn, strict=True):
-                attachment.send_sizes([each.size(images, most) for each in part])
+                attachment.send_sizes([each.size(processor, most) for each in part])
                 pictures += [partial(attachment.picture, position) for position in range(len(part))]
-        return self._processor.prepare(pictures, prompt(len(introductions)), self._pool, most)
+        for reader in images:
+            reader.send_sizes([processor.size(*size, most) for size in stored])
+            pictures = [*(partial(reader.picture, position) for position in range(len(stored))), *pictures]
+        return self._processor.prepare(pictures, prompt(len(introductions)), self._pool)
 
     def _used(self, kind: str, picture: Picture) -> dict[str, str | int]:
         (rows, columns), images = picture.grid, self._processor.image_processor
@@ -241,6 +266,7 @@ class Service:
         """Waits for the request in progress and ends all threads."""
         self._engine.close()
         self._pool.shutdown(cancel_futures=True)
+        self._spare.close()
 
 
 def load(

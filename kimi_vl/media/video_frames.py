@@ -1,7 +1,6 @@
 """Video → some of its frames, in a process of its own (see confined.py)."""
 
 import math
-import os
 from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
@@ -36,9 +35,8 @@ Damaged = InvalidRequest("The video is damaged or incomplete; send it again.")
 
 def work(channel: Channel, request: Message) -> None:
     """Answers the size of the frames and the times of the picked ones, then sends them in the size that is wanted."""
-    file = os.fdopen(request["files"][0], "rb")
     try:
-        film = open_film(file, request["max_pixels"])
+        film = open_film(channel.files[0], request["max_pixels"])
         picked = pick_frames(film.times, request["frames"], request["fps"], request["max_frames"])
         width, height = film.size
         times = [film.times[index] - film.times[0] for index in picked]
@@ -46,7 +44,7 @@ def work(channel: Channel, request: Message) -> None:
         size = tuple(channel.receive()["sizes"][0])
         for picture in film.frames(picked):
             channel.send({}, _scaled(picture, size).tobytes())
-    except (InvalidRequest, BrokenPipeError):
+    except (InvalidRequest, BrokenPipeError, MemoryError):
         raise
     except Exception:  # decoders raise whatever they meet
         raise Damaged from None
@@ -205,7 +203,7 @@ class Stream(Film):
     def _shown(self, frame: av.VideoFrame) -> Image.Image:
         """In RGB, over white, with square pixels, and turned as its display matrix says."""
         mode, form = ("RGBA", "rgba") if any(part.is_alpha for part in frame.format.components) else ("RGB", "rgb24")
-        plane = frame.reformat(format=form).planes[0]
+        plane = frame.reformat(format=form, threads=1).planes[0]  # each frame would keep its threads, and their stacks
         picture = Image.frombytes(mode, (frame.width, frame.height), bytes(plane), "raw", mode, plane.line_size)
         if mode == "RGBA":
             picture = _over_white(picture)

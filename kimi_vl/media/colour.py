@@ -7,7 +7,7 @@ from PIL import Image, ImageCms
 
 MAX_PROFILE_BYTES = 4_000_000  # real ones have a few kilobytes, those of printers up to two megabytes
 DEEP_GREY = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")
-STRIP = 256  # rows
+STRIP = 512  # rows, about
 SRGB = ImageCms.createProfile("sRGB")
 
 
@@ -23,9 +23,9 @@ def to_srgb(picture: Image.Image) -> Image.Image:
 
 def reduced(picture: Image.Image, factor: int) -> Image.Image:
     """The picture so many times narrower and lower, for to_srgb; by strips, because a whole copy takes much memory."""
-    small = None
-    for top in range(0, picture.height, factor * STRIP):
-        strip = picture.crop((0, top, picture.width, min(top + factor * STRIP, picture.height)))
+    small, rows = None, factor * max(1, STRIP // factor)
+    for top in range(0, picture.height, rows):
+        strip = picture.crop((0, top, picture.width, min(top + rows, picture.height)))
         deep = strip.mode in DEEP_GREY  # scaled by the whole picture's largest value, so not here
         part = (strip.convert("F") if deep else _eight_bits(strip)).reduce(factor)
         if small is None:

@@ -11,8 +11,10 @@ from tests.contract.conftest import Server
 @pytest.fixture(scope="package")
 def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
     server = Server("tiny", tmp_path_factory.mktemp("attacked") / "log")
-    server.wait()
-    target = Target(server)
-    target.must_be_right()
-    yield target
-    server.stop()
+    try:
+        server.wait()
+        target = Target(server)
+        target.must_be_right()
+        yield target
+    finally:
+        server.stop()

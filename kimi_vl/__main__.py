@@ -28,6 +28,7 @@ from kimi_vl.terminal import Chat, Screen, say, visible
 if TYPE_CHECKING:
     from kimi_vl.service import Answer
 
+BOXES_PIXELS = 16_000_000  # of the picture that the boxes are drawn onto
 MAX_MESSAGES_BYTES = 100 * 2**20  # as Cog's server takes
 
 
@@ -251,8 +252,9 @@ def _answer(arguments: argparse.Namespace, chats: bool) -> None:
     request = Request(**{name: getattr(arguments, name) for name in REQUEST})
     request.check(settings)
     if not settings.allow_urls:  # else a picture might be downloaded twice
-        for read in request.pictures(settings):  # what is wrong with them is said before the wait for the weights
-            read()
+        with closing(request.pictures(settings)) as pictures:
+            for _ in pictures.read(1):  # what is wrong with them is said before the wait for the weights
+                pass
     for attachment in request.attachments(settings):
         with closing(attachment):
             attachment.open()
@@ -269,7 +271,8 @@ def _answer(arguments: argparse.Namespace, chats: bool) -> None:
         with service.answer(request) as answer:
             text = (_print_json if arguments.json else _print_text)(answer, settings.model)
         if arguments.show_boxes:
-            _show_boxes(text, request.pictures(settings)[0](), arguments.show_boxes)
+            with closing(request.pictures(settings)) as pictures:
+                _show_boxes(text, next(pictures.read(BOXES_PIXELS)), arguments.show_boxes)
     finally:
         service.close()
 

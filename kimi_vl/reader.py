@@ -1,21 +1,27 @@
-"""Request → model inputs: opens what is attached, and has all pictures read in sizes with which they fit."""
+"""Request → model inputs: opens what holds pictures, and has all of them read in sizes with which they fit."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeVar
+
+from PIL import Image
 
 from kimi_vl.engine.base import ModelInputs, Picture
+from kimi_vl.media.confined import Spare
 from kimi_vl.media.documents import Documents
+from kimi_vl.media.images import MODULE, Images
 from kimi_vl.media.videos import Video
 from kimi_vl.prompt.budget import Budget, Sized
 from kimi_vl.prompt.chat import ChatPrompt, encode, render, with_no_thinking
 from kimi_vl.prompt.processor import KimiVLProcessor
-from kimi_vl.request import Request
+from kimi_vl.request import Request, image_limits
 from kimi_vl.settings import Settings
 from kimi_vl.threads import Task, Threads
 
-PICTURE_THREADS = 4  # each holds at most one whole picture
+PICTURE_THREADS = 4
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -35,6 +41,8 @@ class Reader:
         self._processor = processor
         self._context_length = context_length
         self._pool = Threads(min(PICTURE_THREADS, os.cpu_count() or 1), "pictures")
+        self._spare = Spare(MODULE)  # it reads the pictures of the next request
+        self._pool.submit(self._spare.prepare)
 
     def read(self, request: Request, closes_thinking: bool, deadline: float) -> Reading:
         """Reads a request that was checked.
@@ -47,14 +55,14 @@ class Reader:
             InvalidRequest: a file or a picture cannot be used, or there is no room for them.
             DeadlinePassed: it took longer.
         """
-        attachments = request.attachments(self._settings)
+        images, attachments = self._images(request, deadline), request.attachments(self._settings)
         try:
-            inputs = self._inputs(request, attachments, closes_thinking, deadline)
+            inputs = self._inputs(request, images, attachments, closes_thinking, deadline)
         finally:
-            for attachment in attachments:
-                attachment.close()
-        kinds = ["image"] * (len(inputs.pictures) - sum(len(each.sizes) for each in attachments))
-        kinds += [each.kind for each in attachments for _ in each.sizes]
+            for each in (*images, *attachments):
+                each.close()
+            self._pool.submit(self._spare.prepare)
+        kinds = [each.kind for each in (*images, *attachments) for _ in each.sizes]
         return Reading(
             inputs,
             image_tokens=int((inputs.input_ids == self._processor.media_id).sum()),
@@ -64,34 +72,52 @@ class Reader:
     def close(self) -> None:
         """Ends the threads; what has not begun is left."""
         self._pool.shutdown(cancel_futures=True)
+        self._spare.close()
+
+    def _images(self, request: Request, deadline: float) -> list[Images]:
+        """What reads the request's own pictures, if it has any; their files are fetched at once."""
+        files = self._at_once(request.picture_files(self._settings), deadline)
+        return [Images(files, *image_limits(self._settings), self._spare.take)] if files else []
 
     def _inputs(
-        self, request: Request, attachments: Sequence[Documents | Video], closes_thinking: bool, deadline: float
+        self,
+        request: Request,
+        images: Sequence[Images],
+        attachments: Sequence[Documents | Video],
+        closes_thinking: bool,
+        deadline: float,
     ) -> ModelInputs:
-        for opening in [Task(self._pool, attachment.open) for attachment in attachments]:
-            opening.result(deadline)
+        self._at_once([each.open for each in (*images, *attachments)], deadline)
         introductions = [line for each in attachments for line in each.introductions]
-        pictures = request.pictures(self._settings)
+        stored = [size for each in images for size in each.sizes]
 
         def prompt(introduced: int) -> ChatPrompt:
             rendered = render(request.conversation(introductions[:introduced]).turns)
             return with_no_thinking(rendered) if closes_thinking else rendered
 
-        most = request.max_image_tokens
+        most, processor = request.max_image_tokens, self._processor.image_processor
+        pictures: list[Callable[[], Image.Image]] = []
         if attachments:
-            images, tokenizer = self._processor.image_processor, self._processor.tokenizer
+            tokenizer = self._processor.tokenizer
             budget = Budget(
-                images,
+                processor,
                 self._context_length,
                 request.max_new_tokens,
-                lambda introduced: len(encode(prompt(introduced), tokenizer, [0] * (len(pictures) + introduced))),
+                lambda introduced: len(encode(prompt(introduced), tokenizer, [0] * (len(stored) + introduced))),
             )
             drawn = [[Sized(each.kind, *size, each.enlarges) for size in each.sizes] for each in attachments]
-            most = budget.share([each for part in drawn for each in part], len(pictures), most)
+            most = budget.share([each for part in drawn for each in part], len(stored), most)
             for attachment, part in zip(attachments, drawn, strict=True):
-                attachment.send_sizes([each.size(images, most) for each in part])
+                attachment.send_sizes([each.size(processor, most) for each in part])
                 pictures += [partial(attachment.picture, position) for position in range(len(part))]
-        return self._processor.prepare(pictures, prompt(len(introductions)), self._pool, most, deadline)
+        for reader in images:
+            reader.send_sizes([processor.size(*size, most) for size in stored])
+            pictures = [*(partial(reader.picture, position) for position in range(len(stored))), *pictures]
+        return self._processor.prepare(pictures, prompt(len(introductions)), self._pool, deadline)
+
+    def _at_once(self, calls: Sequence[Callable[[], T]], deadline: float) -> list[T]:
+        """What each of them returns, all called on the pool."""
+        return [task.result(deadline) for task in [Task(self._pool, call) for call in calls]]
 
     def _seen(self, kind: str, picture: Picture) -> dict[str, str | int]:
         (rows, columns), images = picture.grid, self._processor.image_processor

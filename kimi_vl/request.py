@@ -6,14 +6,14 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-
-from PIL import Image
+from typing import BinaryIO
 
 from kimi_vl.errors import InvalidRequest
 from kimi_vl.media.data_uri import read_data_uri
 from kimi_vl.media.documents import Documents, parse_pages
 from kimi_vl.media.download import download
-from kimi_vl.media.images import ImageLimits, decode_image, ordinal, read_image
+from kimi_vl.media.files import open_bytes, open_file
+from kimi_vl.media.images import Images, ordinal
 from kimi_vl.media.videos import MAX_FRAMES, Video
 from kimi_vl.prompt.budget import FLOOR
 from kimi_vl.prompt.chat import DEFAULT_SYSTEM_PROMPT
@@ -125,11 +125,19 @@ class Request:
                     f"{MAX_STOP_CHARACTERS}."
                 )
 
-    def pictures(self, settings: Settings) -> list[Callable[[], Image.Image]]:
-        """What reads and decodes each picture, and raises InvalidRequest when it cannot be used."""
-        limits = ImageLimits(settings.max_image_bytes, settings.max_image_pixels)
+    def picture_files(self, settings: Settings) -> list[Callable[[], BinaryIO]]:
+        """What opens the file of each picture, and raises InvalidRequest when it is not there or too large."""
         sources = self.conversation().pictures
-        return [partial(_read, source, position, limits) for position, source in enumerate(sources)]
+        return [partial(_open, source, position, settings.max_image_bytes) for position, source in enumerate(sources)]
+
+    def pictures(self, settings: Settings) -> Images:
+        """The pictures, their files opened one after the other, and as they are, nothing read yet. It must be closed.
+
+        Raises:
+            InvalidRequest: a file cannot be opened or is too large.
+        """
+        files = [open_picture() for open_picture in self.picture_files(settings)]
+        return Images(files, *image_limits(settings))
 
     def conversation(self, introductions: Sequence[str] = ()) -> Conversation:
         """The turns, the prompt's at their end, and the pictures in them.
@@ -151,6 +159,11 @@ class Request:
             limits = settings.max_video_bytes, settings.max_image_pixels, seconds
             attachments.append(Video(self.video, self.video_frames, self.video_fps, *limits))
         return attachments
+
+
+def image_limits(settings: Settings) -> tuple[int, int, int]:
+    """What Images takes as such."""
+    return settings.max_image_pixels, settings.max_request_pixels, settings.max_media_seconds
 
 
 def fetched_files(files: Iterable[object], kind: str = "picture") -> list[Path]:
@@ -178,11 +191,12 @@ def _is_url(source: Source) -> bool:
     return isinstance(source, str) and source[:6].lower() == "https:"
 
 
-def _read(source: Source, position: int, limits: ImageLimits) -> Image.Image:
+def _open(source: Source, position: int, max_bytes: int) -> BinaryIO:
+    name = f"The {ordinal(position)} picture"
     if isinstance(source, Path):
-        return read_image(source, position, limits)
+        return open_file(source, name, "picture", max_bytes)
     fetch = download if _is_url(source) else read_data_uri
-    return decode_image(fetch(source, position, limits.max_bytes), position, limits)
+    return open_bytes(fetch(source, position, max_bytes), name, max_bytes)
 
 
 def _check_range(name: str, value: float, lowest: float, highest: float) -> None:

@@ -40,10 +40,13 @@ class Settings:
     max_image_pixels: int = _setting(
         64_000_000, "Largest picture, or frame of a video, in pixels (width times height)."
     )
+    max_request_pixels: int = _setting(100_000_000, "Most pixels of all pictures of a request together.")
     max_documents: int = _setting(8, "Most documents in a request.")
     max_document_bytes: int = _setting(100_000_000, "Largest document, in bytes.")
     max_video_bytes: int = _setting(1_000_000_000, "Largest video, in bytes.")
-    max_media_seconds: int = _setting(60, "Longest that reading the documents or the video of a request may take.")
+    max_media_seconds: int = _setting(
+        60, "Longest that reading the pictures, the documents or the video of a request may take."
+    )
     max_seconds: int = _setting(
         0,
         "Longest that a request may take, in seconds; what was made by then is returned. timeout_s can only be "

@@ -116,14 +116,14 @@ def test_the_wait_for_others_counts(make: Callable[..., Service]) -> None:
     is_right(service)
 
 
-@pytest.mark.parametrize("stage", ["read_image", "cut"])
+@pytest.mark.parametrize("stage", ["open", "cut"])
 def test_reading_pictures_counts(
     make: Callable[..., Service], stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Image.new("RGB", (28, 28)).save(tmp_path / "p.png")
     service, release = make(), Event()
     where = {
-        "read_image": "kimi_vl.request.read_image",
+        "open": "kimi_vl.media.images.Images.open",
         "cut": "kimi_vl.prompt.image_processor.ImageProcessor.cut",
     }[stage]
 

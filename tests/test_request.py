@@ -1,5 +1,6 @@
 import os
 from base64 import b64encode
+from contextlib import closing
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
@@ -118,16 +119,16 @@ def test_pictures_come_from_where_the_messages_say(tmp_path: Path, monkeypatch: 
         file.write_bytes(picture(red))
     urls = ["image:2", "https://host/p.png", "data:;base64," + b64encode(picture(4)).decode(), "image:2"]
     request = replace(GOOD, messages=[shows(url) for url in urls], images=files)
-    reads = request.pictures(Settings(allow_urls=True, max_image_bytes=1000))
-    assert [read().getpixel((0, 0)) for read in reads] == [(red, 0, 0) for red in (2, 3, 4, 2, 1)]
+    with closing(request.pictures(Settings(allow_urls=True, max_image_bytes=1000))) as pictures:
+        reds = [picture.getpixel((0, 0)) for picture in pictures.read(1000)]
+    assert reds == [(red, 0, 0) for red in (2, 3, 4, 2, 1)]
     assert asked == [("https://host/p.png", 1, 1000)]
 
 
 def test_a_picture_in_a_data_uri_is_held_to_the_limits() -> None:
     uri = "data:image/png;base64," + b64encode(bytes(2000)).decode()
-    (read,) = replace(GOOD, messages=[shows(uri)]).pictures(Settings(max_image_bytes=1000))
     with pytest.raises(InvalidRequest, match=r"The first picture is larger than 0.001 MB, the limit"):
-        read()
+        replace(GOOD, messages=[shows(uri)]).pictures(Settings(max_image_bytes=1000))
 
 
 def test_files_that_the_server_fetched_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw
 
 from kimi_vl.engine.base import Engine, Generation, ModelInputs
 from kimi_vl.errors import InvalidRequest, Misconfigured
+from kimi_vl.media.images import Images
 from kimi_vl.model.variants import UNNAMED, WEIGHTS, Variant
 from kimi_vl.prompt.processor import KimiVLProcessor
 from kimi_vl.request import Request
@@ -143,13 +144,13 @@ def test_a_cancel_while_pictures_are_read_leaves_the_service_ready(
 ) -> None:
     reading, release = threading.Event(), threading.Event()
 
-    def slow(*_: object) -> Image.Image:
+    def slow(images: Images, position: int) -> Image.Image:
         reading.set()
         release.wait(30)
         return Image.new("RGB", (28, 28))
 
     with monkeypatch.context() as patch:
-        patch.setattr("kimi_vl.request.read_image", slow)
+        patch.setattr(Images, "picture", slow)
         cancel_while_reading(
             lambda: service.answer(Request("What number is in the picture?", images=[number] * 8)), reading
         )

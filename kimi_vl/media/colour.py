@@ -6,6 +6,8 @@ import numpy as np
 from PIL import Image, ImageCms
 
 MAX_PROFILE_BYTES = 4_000_000  # real ones have a few kilobytes, those of printers up to two megabytes
+DEEP_GREY = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")
+STRIP = 512  # rows, about
 SRGB = ImageCms.createProfile("sRGB")
 
 
@@ -14,8 +16,27 @@ def to_srgb(picture: Image.Image) -> Image.Image:
     colours = _through_profile(_eight_bits(picture), picture.info.get("icc_profile"))
     if "A" not in colours.getbands():
         return colours.convert("RGB")
-    paper = Image.new("RGBA", colours.size, "white")
-    return Image.alpha_composite(paper, colours.convert("RGBA")).convert("RGB")
+    seen = Image.new("RGB", colours.size, "white")
+    seen.paste(colours, mask=colours.getchannel("A"))
+    return seen
+
+
+def reduced(picture: Image.Image, factor: int) -> Image.Image:
+    """The picture so many times narrower and lower, for to_srgb; by strips, because a whole copy takes much memory."""
+    small, rows = None, factor * max(1, STRIP // factor)
+    for top in range(0, picture.height, rows):
+        strip = picture.crop((0, top, picture.width, min(top + rows, picture.height)))
+        deep = strip.mode in DEEP_GREY  # scaled by the whole picture's largest value, so not here
+        part = (strip.convert("F") if deep else _eight_bits(strip)).reduce(factor)
+        if small is None:
+            small = Image.new(part.mode, (part.width, -(-picture.height // factor)))
+        small.paste(part, (0, top // factor))
+    assert small is not None
+    if picture.mode in DEEP_GREY and picture.mode != "F":
+        small = small.convert("I")
+    if "icc_profile" in picture.info:
+        small.info["icc_profile"] = picture.info["icc_profile"]
+    return small
 
 
 def _eight_bits(picture: Image.Image) -> Image.Image:
@@ -30,7 +51,7 @@ def _eight_bits(picture: Image.Image) -> Image.Image:
             return picture.convert("RGBA")
         case "1":
             return picture.convert("L")
-        case "I;16" | "I;16L" | "I;16B" | "I;16N" | "I" | "F":
+        case mode if mode in DEEP_GREY:
             return _grey(picture)
         case "YCbCr" | "HSV" | "RGBX":
             return picture.convert("RGB")

@@ -1,12 +1,13 @@
 """A process of its own for files that could do harm: bounded in time and memory, and its crash is only its own.
 
-The two ends speak in lines of JSON over pipes, and pictures go back as raw RGB: nothing that comes back is unpickled.
+The two ends speak in lines of JSON over a socket, and pictures come back as raw RGB: nothing is ever unpickled.
 """
 
 import json
 import os
 import resource
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -21,24 +22,128 @@ from PIL import Image
 from kimi_vl.errors import InvalidRequest
 
 ROOT = Path(__file__).resolve().parents[2]
-MEMORY = 2 << 30  # bytes of address space; Python and the libraries take 0.3 GB of it
+MEMORY = 512 << 20  # bytes, beside what Python and the libraries take
+STEP_SECONDS = 1.8  # of one core, for one picture or page; most take less than a tenth
 DEFEATED = 3  # exit status of a process that met what it cannot read
 Size = tuple[int, int]  # width, height
 Message = dict[str, Any]
 
 
-class ConfinedReader:
-    """The service's end. Its methods block: call them on a thread that nobody needs to interrupt, except `close`."""
+class Process:
+    """One that waits for its first message."""
 
-    def __init__(self, module: str, subject: str, seconds: int) -> None:
+    def __init__(self, module: str) -> None:
         """
         Args:
             module: has `work(channel, request)`, which the process calls with the first message.
-            subject: what is read, for messages: "the documents".
-            seconds: from its start to its end.
         """
-        self._module, self._subject, self._seconds = module, subject, seconds
-        self._process: subprocess.Popen[bytes] | None = None
+        self.module = module
+        self._socket, theirs = socket.socketpair()
+        self._output = self._socket.makefile("rb")
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-sP", "-m", __name__, module],
+                stdin=theirs.fileno(),
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,  # libraries tell there what they think of a file
+                cwd="/",
+                env={
+                    "PYTHONPATH": str(ROOT),
+                    "LD_LIBRARY_PATH": os.environ.get("LD_LIBRARY_PATH", ""),
+                    "MALLOC_ARENA_MAX": "1",  # more of them would count as memory
+                    "OPENBLAS_NUM_THREADS": "1",  # as would its threads
+                },
+            )
+
+    @property
+    def alive(self) -> bool:
+        """It has not ended."""
+        return self._process.poll() is None
+
+    def hand(self, files: Sequence[BinaryIO]) -> None:
+        """Gives it open files, once, before any message."""
+        with suppress(BrokenPipeError):  # why it ended is told when it is read from
+            for file in files:
+                socket.send_fds(self._socket, [b"+"], [file.fileno()])
+            self._socket.sendall(b".")
+
+    def send(self, message: Message) -> None:
+        """Sends a message."""
+        with suppress(BrokenPipeError):
+            self._socket.sendall(json.dumps(message).encode() + b"\n")
+
+    def receive(self) -> Message | None:
+        """The next message; None when it has ended."""
+        with suppress(ConnectionResetError):  # it ended before it had read everything
+            line = self._output.readline()
+            if line.endswith(b"\n"):
+                message: Message = json.loads(line)
+                return message
+        return None
+
+    def receive_bytes(self, length: int) -> bytes:
+        """The next bytes; fewer when it has ended."""
+        with suppress(ConnectionResetError):
+            return self._output.read(length)
+        return b""
+
+    def wait(self) -> int:
+        """Its exit status, once it has ended."""
+        return self._process.wait()
+
+    def end(self) -> None:
+        """Ends it, from any thread; whoever reads gets to the end of what it sent."""
+        self._process.kill()
+        self._process.wait()
+
+    def close(self) -> None:
+        """Frees what is left of one that has ended; nobody may read any more."""
+        self._output.close()
+        self._socket.close()
+
+
+class Spare:
+    """A process that is ready before it is needed, because one takes a sixth of a second to start."""
+
+    def __init__(self, module: str) -> None:
+        self._module = module
+        self._process: Process | None = None
+        self._lock = Lock()
+
+    def prepare(self) -> None:
+        """Starts it, unless there is one."""
+        with self._lock:
+            if not self._process:
+                self._process = Process(self._module)
+
+    def take(self) -> Process:
+        """The process that is ready, or a new one."""
+        with self._lock:
+            process, self._process = self._process, None
+        if process and process.alive:
+            return process
+        return Process(self._module)
+
+    def close(self) -> None:
+        """Ends the process that is ready."""
+        with self._lock:
+            if self._process:
+                self._process.end()
+                self._process.close()
+
+
+class ConfinedReader:
+    """The service's end. Its methods block: call them on a thread that nobody needs to interrupt, except `close`."""
+
+    def __init__(self, started: Callable[[], Process], subject: str, seconds: int) -> None:
+        """
+        Args:
+            started: the process that reads.
+            subject: what is read, for messages: "the documents".
+            seconds: from the first message to the end of the process.
+        """
+        self._started, self._subject, self._seconds = started, subject, seconds
+        self._process: Process | None = None
         self._closed = False
         self._reading = Lock()
         self._sizes: Sequence[Size] = ()
@@ -52,19 +157,11 @@ class ConfinedReader:
         Raises:
             InvalidRequest: the process refused the files, or did not survive them.
         """
-        descriptors = [file.fileno() for file in files]
-        self._process = subprocess.Popen(
-            [sys.executable, "-sP", "-m", __name__, self._module],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,  # libraries tell there what they think of a file
-            pass_fds=descriptors,
-            cwd="/",
-            env={"PYTHONPATH": str(ROOT), "LD_LIBRARY_PATH": os.environ.get("LD_LIBRARY_PATH", "")},
-        )
+        self._process = self._started()
         if self._closed:  # meanwhile
-            self._process.kill()
-        return self.ask({"seconds": self._seconds, "files": descriptors, **request})
+            self._process.end()
+        self._process.hand(files)
+        return self.ask({"seconds": self._seconds, **request})
 
     def ask(self, request: Message) -> Message:
         """Sends one message and returns the answer to it.
@@ -72,13 +169,18 @@ class ConfinedReader:
         Raises:
             InvalidRequest: as for start.
         """
-        self._send(request)
+        assert self._process
+        self._process.send(request)
         return self._receive()
 
     def send_sizes(self, sizes: Sequence[Size]) -> None:
-        """Tells the process the sizes of the pictures that it shall send from now on, in pixels."""
+        """Tells the process the sizes, in pixels, of the pictures that it shall send from now on.
+
+        One that turns out to lie on its side comes with its width and height exchanged.
+        """
+        assert self._process
         self._sizes = sizes
-        self._send({"sizes": sizes})
+        self._process.send({"sizes": sizes})
 
     def picture(self, position: int) -> Image.Image:
         """The picture of a position in the sizes sent; each can be had once, in any order.
@@ -102,35 +204,25 @@ class ConfinedReader:
         """Ends the process, from any thread."""
         self._closed = True
         if self._process:
-            self._process.kill()
-            self._process.wait()
-            with suppress(OSError):
-                self._pipe("stdin").close()
-            with self._reading:  # whoever still reads gets to the end of the file now
-                self._pipe("stdout").close()
-
-    def _pipe(self, name: str) -> BinaryIO:
-        pipe: BinaryIO = getattr(self._process, name)
-        return pipe
-
-    def _send(self, message: Message) -> None:
-        with suppress(BrokenPipeError):  # why it ended is told when it is read from
-            self._pipe("stdin").write(json.dumps(message).encode() + b"\n")
-            self._pipe("stdin").flush()
+            self._process.end()
+            with self._reading:  # whoever still reads gets to the end
+                self._process.close()
 
     def _receive(self) -> Message:
-        line = self._pipe("stdout").readline()
-        if not line.endswith(b"\n"):
+        assert self._process
+        message = self._process.receive()
+        if message is None:
             raise self._death()
-        message: Message = json.loads(line)
         if "refusal" in message:
             raise InvalidRequest(message["refusal"])
         return message
 
     def _receive_picture(self, size: Size) -> Image.Image:
-        self._receive()
+        assert self._process
+        if self._receive().get("turned"):
+            size = size[::-1]
         length = size[0] * size[1] * 3
-        pixels = self._pipe("stdout").read(length)
+        pixels = self._process.receive_bytes(length)
         if len(pixels) < length:
             raise self._death()
         return Image.frombytes("RGB", size, pixels)
@@ -144,24 +236,38 @@ class ConfinedReader:
                 f"Reading {self._subject} took longer than {self._seconds} seconds, the limit; "
                 "send less of it, or something simpler."
             )
+        if status == -signal.SIGPROF:
+            return InvalidRequest(
+                f"Reading {self._subject} takes more than {STEP_SECONDS} seconds for one picture or page, the limit; "
+                "send something simpler."
+            )
         if status < 0 or status == DEFEATED:
             return InvalidRequest(
-                f"Reading {self._subject} failed: a file is damaged, or needs more than {MEMORY >> 30} GB of memory; "
+                f"Reading {self._subject} failed: a file is damaged, or needs more than {MEMORY >> 20} MB of memory; "
                 "send another."
             )
-        return RuntimeError(f"{self._module} ended with status {status}")
+        return RuntimeError(f"{self._process.module} ended with status {status}")
 
 
 class Channel:
     """The process's end."""
 
     def __init__(self) -> None:
-        self._output = os.fdopen(os.dup(1), "wb")
-        os.dup2(2, 1)  # whatever a library prints is no message
+        self._socket = socket.socket(fileno=0)
+        self._lines = self._socket.makefile()
+        self.files: list[BinaryIO] = []
+
+    def receive_files(self) -> None:
+        """Takes the open files that come before the first message, as `files`."""
+        while True:
+            mark, descriptors, _, _ = socket.recv_fds(self._socket, 1, 1)
+            if mark != b"+":
+                return
+            self.files += [os.fdopen(descriptor, "rb") for descriptor in descriptors]
 
     def receive(self) -> Message:
         """The next message; without one, the service is gone, and the process ends."""
-        line = sys.stdin.readline()
+        line = self._lines.readline()
         if not line:
             sys.exit()
         message: Message = json.loads(line)
@@ -169,18 +275,24 @@ class Channel:
 
     def send(self, message: Message, pixels: bytes = b"") -> None:
         """Sends a message, and the pixels of a picture after it."""
-        self._output.write(json.dumps(message).encode() + b"\n")
-        self._output.write(pixels)
-        self._output.flush()
+        self._socket.sendall(json.dumps(message).encode() + b"\n")
+        self._socket.sendall(pixels)
+
+    def begin_step(self, pictures: int = 1) -> None:
+        """From here on the process may compute as long as for so many pictures or pages, or it ends."""
+        signal.setitimer(signal.ITIMER_PROF, STEP_SECONDS * pictures)
 
 
 def main() -> None:
     """Such a process: binds itself, and hands the first message to the module that its argument names."""
     work: Callable[[Channel, Message], None] = import_module(sys.argv[1]).work
     channel = Channel()
+    channel.receive_files()
     request = channel.receive()
     signal.alarm(max(1, request["seconds"]))  # the default is to end at once, also in the middle of a library
-    for limit, value in ((resource.RLIMIT_AS, MEMORY), (resource.RLIMIT_FSIZE, 0), (resource.RLIMIT_CORE, 0)):
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    memory = pages * resource.getpagesize() + MEMORY
+    for limit, value in ((resource.RLIMIT_AS, memory), (resource.RLIMIT_FSIZE, 0), (resource.RLIMIT_CORE, 0)):
         resource.setrlimit(limit, (value, value))
     try:
         work(channel, request)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from kimi_vl.errors import InvalidRequest
-from kimi_vl.media.confined import ConfinedReader
+from kimi_vl.media.confined import ConfinedReader, Process
 from kimi_vl.media.files import open_file
 from kimi_vl.media.images import ordinal
 
@@ -24,7 +24,8 @@ class Documents(ConfinedReader):
     enlarges: ClassVar = True  # a page has no resolution of its own
 
     def __init__(self, paths: Sequence[Path], pages: str, max_bytes: int, seconds: int) -> None:
-        super().__init__("kimi_vl.media.pdf_pages", "the document" if len(paths) == 1 else "the documents", seconds)
+        subject = "the document" if len(paths) == 1 else "the documents"
+        super().__init__(lambda: Process("kimi_vl.media.pdf_pages"), subject, seconds)
         self._paths, self._picks, self._max_bytes = paths, parse_pages(pages), max_bytes
         self.introductions: list[str] = []
         self.sizes: list[tuple[float, float]] = []

@@ -1,4 +1,4 @@
-"""Opening what a client's path names, whatever that is."""
+"""Opening what a client sent, whatever that is."""
 
 import os
 import stat
@@ -29,8 +29,29 @@ def open_file(path: Path, name: str, kind: str, max_bytes: int) -> BinaryIO:
     if not stat.S_ISREG(about.st_mode):
         refusal = f"{name} is not a regular file; send a {kind} file."
     elif about.st_size > max_bytes:
-        refusal = f"{name} is larger than {max_bytes / 1e6:g} MB, the limit; send a smaller file."
+        refusal = _too_large(name, max_bytes)
     if refusal:
         os.close(descriptor)
         raise InvalidRequest(refusal)
     return open(descriptor, "rb")
+
+
+def open_bytes(data: bytes, name: str, max_bytes: int) -> BinaryIO:
+    """A file in memory.
+
+    Args:
+        data: its content.
+        name, max_bytes: as for open_file.
+    Raises:
+        InvalidRequest: it is too large.
+    """
+    if len(data) > max_bytes:
+        raise InvalidRequest(_too_large(name, max_bytes))
+    file = os.fdopen(os.memfd_create("picture"), "w+b")
+    file.write(data)
+    file.seek(0)
+    return file
+
+
+def _too_large(name: str, max_bytes: int) -> str:
+    return f"{name} is larger than {max_bytes / 1e6:g} MB, the limit; send a smaller file."

@@ -1,37 +1,16 @@
 """Untrusted picture files → RGB pictures, as a viewer shows them."""
 
-import logging
-import warnings
-from dataclasses import dataclass
-from io import BytesIO
-from pathlib import Path
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import BinaryIO, ClassVar
 
-import pillow_heif
-from PIL import Image, ImageOps
+from PIL import Image
 
 from kimi_vl.errors import InvalidRequest
-from kimi_vl.media.colour import to_srgb
-from kimi_vl.media.files import open_file
+from kimi_vl.media.confined import ConfinedReader, Process
 
-# Pillow's warnings would be shown to whoever reads the log of the request. (Once for all: filters are not per thread.)
-warnings.filterwarnings("ignore", module=r"PIL\.|kimi_vl\.media\.")
-
-# Only these decoders ever see a client's bytes; Pillow has many more.
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIF")
-FORMATS_TO_SEND = "PNG, JPEG, WebP, GIF, BMP, TIFF, AVIF or HEIC"
+MODULE = "kimi_vl.media.image_files"  # of the process that reads them
 ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth")
-
-pillow_heif.register_heif_opener()
-logging.getLogger("PIL").addHandler(logging.NullHandler())  # a client would see in its log what Pillow thinks of a file
-Image.MAX_IMAGE_PIXELS = None  # the limit is ours, and checked before any pixel is decoded
-
-
-@dataclass(frozen=True)
-class ImageLimits:
-    """What a picture may have at most."""
-
-    max_bytes: int = 20_000_000
-    max_pixels: int = 64_000_000
 
 
 def ordinal(position: int) -> str:
@@ -39,70 +18,64 @@ def ordinal(position: int) -> str:
     return ORDINALS[position] if position < len(ORDINALS) else f"{position + 1}th"
 
 
-def read_image(path: Path, position: int, limits: ImageLimits) -> Image.Image:
-    """Reads and decodes a picture file; see decode_image.
+class Images(ConfinedReader):
+    """Some picture files, each one picture."""
 
-    Raises:
-        InvalidRequest: it is no readable file, or no picture within the limits.
-    """
-    name = f"The {ordinal(position)} picture"
-    try:
-        with open_file(path, name, "picture", limits.max_bytes) as file:
-            data = file.read(limits.max_bytes + 1)
-    except OSError:
-        raise InvalidRequest(f"{name} cannot be read; send it again.") from None
-    return decode_image(data, position, limits)
+    kind: ClassVar = "image"
 
+    def __init__(
+        self,
+        files: Sequence[BinaryIO],
+        max_pixels: int,
+        max_request_pixels: int,
+        seconds: int,
+        started: Callable[[], Process] = lambda: Process(MODULE),
+    ) -> None:
+        """
+        Args:
+            files: open for reading; they are closed by `open`.
+            max_pixels: of a picture.
+            max_request_pixels: of all of them together.
+            seconds: to read all of them in.
+            started: has a process of MODULE that waits.
+        """
+        super().__init__(started, "the picture" if len(files) == 1 else "the pictures", seconds)
+        self._files, self._max_pixels, self._max_request_pixels = files, max_pixels, max_request_pixels
+        self.sizes: list[tuple[int, int]] = []
 
-def decode_image(data: bytes, position: int, limits: ImageLimits) -> Image.Image:
-    """Decodes a picture: upright, in sRGB, transparency over white, mode RGB; of an animation the first frame.
+    def open(self) -> None:
+        """Finds out the `sizes`, in pixels as stored; no pixel is decoded.
 
-    Args:
-        data: a whole file; its type is told from its content.
-        position: which of the request's pictures it is, from 0, for messages.
-        limits: checked before any pixel is decoded.
-    Raises:
-        InvalidRequest: the file is empty, too large, of another type, or damaged.
-    """
-    name = f"The {ordinal(position)} picture"
-    if not data:
-        raise InvalidRequest(f"{name} is empty; send a {FORMATS_TO_SEND} file.")
-    if len(data) > limits.max_bytes:
-        raise InvalidRequest(f"{name} is larger than {limits.max_bytes / 1e6:g} MB, the limit; send a smaller file.")
-    damaged = InvalidRequest(f"{name} is damaged or incomplete; send it again.")
-    try:
-        picture = _open(data)
-        if picture is None:
-            raise InvalidRequest(f"{name} is not a picture of a known type; send a {FORMATS_TO_SEND} file.")
-        pixels = picture.width * picture.height
-        if pixels > limits.max_pixels:
+        Raises:
+            InvalidRequest: a file is empty, no picture or damaged, or it or all of them have too many pixels.
+        """
+        names = [f"The {ordinal(position)} picture" for position in range(len(self._files))]
+        try:
+            answer = self.start(self._files, {"names": names, "max_pixels": self._max_pixels})
+        finally:
+            for file in self._files:
+                file.close()
+        self.sizes = [(width, height) for width, height in answer["sizes"]]
+        pixels = sum(width * height for width, height in self.sizes)
+        if pixels > self._max_request_pixels:
             raise InvalidRequest(
-                f"{name} has {pixels / 1e6:.0f} megapixels and the limit is {limits.max_pixels / 1e6:g}; "
-                "send a smaller one."
+                f"The pictures have {pixels / 1e6:.0f} megapixels together and the limit is "
+                f"{self._max_request_pixels / 1e6:g}; send smaller ones, or fewer."
             )
-        picture.load()
-        return to_srgb(_upright(picture))
-    except InvalidRequest:
-        raise
-    except (MemoryError, RecursionError):
-        raise damaged from None
-    except Exception:  # decoders raise whatever they meet: OSError, ValueError, SyntaxError, struct.error, zlib.error …
-        raise damaged from None
 
+    def read(self, most: int) -> Iterator[Image.Image]:
+        """Opens and reads each of them, scaled down to at most so many pixels.
 
-def _open(data: bytes) -> Image.Image | None:
-    """Reads the header; None for an unknown type."""
-    try:
-        return Image.open(BytesIO(data), formats=FORMATS)
-    except Image.UnidentifiedImageError:
-        return None
-
-
-def _upright(picture: Image.Image) -> Image.Image:
-    """Turned as its EXIF orientation says; what cannot be read of it counts as upright."""
-    if picture.format == "HEIF":  # already turned by its decoder
-        return picture
-    try:
-        return ImageOps.exif_transpose(picture)
-    except Exception:
-        return picture
+        Raises:
+            InvalidRequest: as for open, or one is damaged, or takes too much memory or time.
+        """
+        self.open()
+        scales = [min(1, math.sqrt(most / (width * height))) for width, height in self.sizes]
+        self.send_sizes(
+            [
+                (max(1, int(width * scale)), max(1, int(height * scale)))
+                for scale, (width, height) in zip(scales, self.sizes, strict=True)
+            ]
+        )
+        for position in range(len(self.sizes)):
+            yield self.picture(position)

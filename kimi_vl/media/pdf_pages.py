@@ -1,8 +1,7 @@
 """PDF → pictures of its pages, in a process of its own (see confined.py): PDFium is large, and not thread-safe."""
 
 import math
-import os
-from typing import Any
+from typing import Any, BinaryIO
 
 import pypdfium2 as pdfium
 import pypdfium2.raw as pdfium_c
@@ -17,17 +16,20 @@ PASSWORD_NEEDED = 4  # FPDF_ERR_PASSWORD
 def work(channel: Channel, request: Message) -> None:
     """Answers how many pages each file has, then how large the picked ones are, then sends them as they are wanted."""
     names = request["names"]
-    documents = [_open(descriptor, name) for descriptor, name in zip(request["files"], names, strict=True)]
+    channel.begin_step()
+    documents = [_open(file, name) for file, name in zip(channel.files, names, strict=True)]
     channel.send({"counts": [len(document) for document in documents]})
     picked = [(place, page) for place, pages in enumerate(channel.receive()["picked"]) for page in pages]
+    channel.begin_step()
     channel.send({"sizes": [_points(documents[place], page, names[place]) for place, page in picked]})
     for (place, page), size in zip(picked, channel.receive()["sizes"], strict=True):
+        channel.begin_step()
         channel.send({}, _rendered(documents[place], page, size, names[place]))
 
 
-def _open(descriptor: int, name: str) -> pdfium.PdfDocument:
+def _open(file: BinaryIO, name: str) -> pdfium.PdfDocument:
     try:
-        document = pdfium.PdfDocument(os.fdopen(descriptor, "rb"))
+        document = pdfium.PdfDocument(file)
         document.init_forms()  # so that what is filled in is drawn; this build of PDFium has no JavaScript
     except pdfium.PdfiumError as error:
         if error.err_code == PASSWORD_NEEDED:

@@ -7,7 +7,7 @@ from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from fractions import Fraction
-from itertools import chain, pairwise
+from itertools import accumulate, chain, pairwise
 from typing import Any, BinaryIO
 
 import av
@@ -21,7 +21,10 @@ TYPES_TO_SEND = "an MP4, MOV, WebM, MKV, GIF or WebP file"
 EPSILON = 1e-6  # seconds that make no difference
 WIDEST_PIXEL = 16  # times as wide as high; what claims more is a mistake
 STILL = 100  # milliseconds of a frame that says none, as browsers take it
-THREADS = 4  # of a decoder; each holds some frames
+THREADS = 4  # of a decoder; each holds a frame
+THREADED_PIXELS = 4_000_000  # of a frame; with more, as in 4K, there is one thread
+WEBP_FRAMES = 10_000  # its decoder looks for each from the first on
+WEBP_PIXELS = 1_000_000_000  # of all frames: to get to the last, each is drawn whole
 TURNS = {  # by the first four numbers of a display matrix: how a stored point goes right and down
     (0, 1, -1, 0): Image.Transpose.ROTATE_270,
     (-1, 0, 0, -1): Image.Transpose.ROTATE_180,
@@ -36,9 +39,8 @@ Damaged = InvalidRequest("The video is damaged or incomplete; send it again.")
 
 def work(channel: Channel, request: Message) -> None:
     """Answers the size of the frames and the times of the picked ones, then sends them in the size that is wanted."""
-    file = os.fdopen(request["files"][0], "rb")
     try:
-        film = open_film(file, request["max_pixels"])
+        film = open_film(channel.files[0], request["max_pixels"])
         picked = pick_frames(film.times, request["frames"], request["fps"], request["max_frames"])
         width, height = film.size
         times = [film.times[index] - film.times[0] for index in picked]
@@ -46,7 +48,7 @@ def work(channel: Channel, request: Message) -> None:
         size = tuple(channel.receive()["sizes"][0])
         for picture in film.frames(picked):
             channel.send({}, _scaled(picture, size).tobytes())
-    except (InvalidRequest, BrokenPipeError):
+    except (InvalidRequest, BrokenPipeError, MemoryError):
         raise
     except Exception:  # decoders raise whatever they meet
         raise Damaged from None
@@ -172,7 +174,8 @@ class Stream(Film):
             raise InvalidRequest("The video has no pictures, only sound or nothing; send another.")
         self._stream = streams[0]
         self._stream.codec_context.thread_type = "AUTO"
-        self._stream.codec_context.thread_count = THREADS
+        codec = self._stream.codec_context
+        codec.thread_count = THREADS if codec.width * codec.height <= THREADED_PIXELS else 1
 
     def _decoded_from(self, key: int) -> Iterator[tuple[int, av.VideoFrame]]:
         """Frames from a key frame on; from the beginning, once and for all, where the file's index is wrong."""
@@ -205,8 +208,9 @@ class Stream(Film):
     def _shown(self, frame: av.VideoFrame) -> Image.Image:
         """In RGB, over white, with square pixels, and turned as its display matrix says."""
         mode, form = ("RGBA", "rgba") if any(part.is_alpha for part in frame.format.components) else ("RGB", "rgb24")
-        plane = frame.reformat(format=form).planes[0]
-        picture = Image.frombytes(mode, (frame.width, frame.height), bytes(plane), "raw", mode, plane.line_size)
+        plane = frame.reformat(format=form, threads=1).planes[0]  # each frame would keep its threads, and their stacks
+        pixels: Any = memoryview(plane)
+        picture = Image.frombuffer(mode, (frame.width, frame.height), pixels, "raw", mode, plane.line_size, 1)
         if mode == "RGBA":
             picture = _over_white(picture)
         aspect = self._stream.sample_aspect_ratio or Fraction(1)
@@ -224,21 +228,41 @@ class WebP(Film):
     """An animated WebP, or one that stands still: FFmpeg cannot read those that move."""
 
     def __init__(self, file: BinaryIO, max_pixels: int) -> None:
+        canvas, durations = _webp_frames(file)
+        _check_pixels(*canvas, max_pixels)
+        if len(durations) > WEBP_FRAMES or len(durations) * canvas[0] * canvas[1] > WEBP_PIXELS:
+            raise InvalidRequest("The video is a WebP with too many frames for its size; send it as an MP4.")
+        file.seek(0)
         self._picture = Image.open(file, formats=("WEBP",))
         self.size = self._picture.size
         _check_pixels(*self.size, max_pixels)
-        self.times = []
-        time = 0.0
-        for index in range(getattr(self._picture, "n_frames", 1)):
-            self._picture.seek(index)
-            self._picture.load()
-            self.times.append(time)
-            time += (self._picture.info.get("duration") or STILL) / 1000
+        starts = accumulate((duration or STILL for duration in durations), initial=0)
+        self.times = [
+            start / 1000 for start, _ in zip(starts, range(getattr(self._picture, "n_frames", 1)), strict=False)
+        ]
 
     def frames(self, indices: Sequence[int]) -> Iterator[Image.Image]:
         for index in indices:
             self._picture.seek(index)
             yield _over_white(self._picture)
+
+
+def _webp_frames(file: BinaryIO) -> tuple[tuple[int, int], list[int]]:
+    """(width, height) of an animated WebP and the milliseconds of its frames, of at most one more than may be.
+
+    Of one that stands still, (0, 0) and none.
+    """
+    canvas, durations = (0, 0), list[int]()
+    file.seek(12)
+    while len(durations) <= WEBP_FRAMES and len(head := file.read(8)) == 8:
+        name, length = head[:4], int.from_bytes(head[4:], "little")
+        content = file.read(min(length, 16))
+        if name == b"VP8X":
+            canvas = int.from_bytes(content[4:7], "little") + 1, int.from_bytes(content[7:10], "little") + 1
+        elif name == b"ANMF":
+            durations.append(int.from_bytes(content[12:15], "little"))
+        file.seek(length + length % 2 - len(content), os.SEEK_CUR)
+    return canvas, durations
 
 
 def _over_white(picture: Image.Image) -> Image.Image:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import ClassVar
 
-from kimi_vl.media.confined import ConfinedReader
+from kimi_vl.media.confined import ConfinedReader, Process
 from kimi_vl.media.files import open_file
 
 MAX_FRAMES = 256  # of a request
@@ -16,7 +16,7 @@ class Video(ConfinedReader):
     enlarges: ClassVar = False
 
     def __init__(self, path: Path, frames: int, fps: float, max_bytes: int, max_pixels: int, seconds: int) -> None:
-        super().__init__("kimi_vl.media.video_frames", "the video", seconds)
+        super().__init__(lambda: Process("kimi_vl.media.video_frames"), "the video", seconds)
         self._path, self._max_bytes = path, max_bytes
         self._request = {"frames": frames, "fps": fps, "max_frames": MAX_FRAMES, "max_pixels": max_pixels}
         self.introductions: list[str] = []

@@ -61,14 +61,19 @@ class ImageProcessor:
         scaled = self.scale(picture)
         return self.normalise(self.cut(scaled)), self.grid(*scaled.size)
 
-    def scale(self, picture: Image.Image, most: int = 0) -> Image.Image:
-        """A picture in RGB, in the size that is cut; with at most so many tokens, unless that is 0."""
+    def scale(self, picture: Image.Image) -> Image.Image:
+        """A picture in RGB, in the size that is cut."""
         size = self.scaled_size(*picture.size)
-        if most and self.tokens(self.grid(*size)) > most:
-            size = self.size_within(*picture.size, most)
         if picture.mode != "RGB":  # it would be copied
             picture = picture.convert("RGB")
         return picture if picture.size == size else picture.resize(size, Image.Resampling.BICUBIC)
+
+    def size(self, width: int, height: int, most: int = 0) -> tuple[int, int]:
+        """(width, height) before padding of a picture of this size, with at most so many tokens unless that is 0."""
+        size = self.scaled_size(width, height)
+        if most and self.tokens(self.grid(*size)) > most:
+            return self.size_within(width, height, most)
+        return size
 
     def grid(self, width: int, height: int) -> tuple[int, int]:
         """(rows, columns) of patches of a scaled picture, the padding included."""

@@ -69,16 +69,14 @@ class KimiVLProcessor:
         pictures: Sequence[Image.Image | Callable[[], Image.Image]],
         text: str | ChatPrompt,
         pool: Executor,
-        most: int = 0,
         deadline: float = math.inf,
     ) -> ModelInputs:
         """The same inputs for an engine, which need not wait for the patches: those are still made when this returns.
 
         Args:
-            pictures: each of them, or what reads it, called on the pool.
+            pictures: each of them, or what reads it in the size that is cut, called on the pool.
             text: as for a call.
-            pool: its threads read and scale the pictures, and then make their patches.
-            most: tokens of a picture; 0 for the model's own limit.
+            pool: its threads read or scale the pictures, and then make their patches.
             deadline: when to give up, on the clock of monotonic().
         Raises:
             DeadlinePassed: reading the pictures took longer.
@@ -89,7 +87,7 @@ class KimiVLProcessor:
         prepared: list[Picture] = []
         try:
             for picture in pictures:
-                scaling.append(Task(pool, self._scale, picture, most))
+                scaling.append(Task(pool, self._scale, picture))
             while scaling:
                 scaled = scaling[0].result(deadline)
                 scaling.popleft()
@@ -129,8 +127,8 @@ class KimiVLProcessor:
         prompt = text if isinstance(text, ChatPrompt) else render([question(text, len(grids))])
         return torch.tensor([encode(prompt, self.tokenizer, [self.image_processor.tokens(grid) for grid in grids])])
 
-    def _scale(self, picture: Image.Image | Callable[[], Image.Image], most: int) -> Image.Image:
-        return self.image_processor.scale(picture if isinstance(picture, Image.Image) else picture(), most)
+    def _scale(self, picture: Image.Image | Callable[[], Image.Image]) -> Image.Image:
+        return self.image_processor.scale(picture) if isinstance(picture, Image.Image) else picture()
 
     def _patches(self, scaled: Image.Image) -> Patches:
         cut = self.image_processor.cut(scaled)

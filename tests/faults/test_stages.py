@@ -59,11 +59,11 @@ def is_right(service: Service, request: Request) -> None:
 
 
 STAGES = {
-    "a picture's file": "kimi_vl.request.read_image",
+    "a picture's file": "kimi_vl.request._open",
+    "the pictures' process": "kimi_vl.media.images.Images.start",
     "a document's process": "kimi_vl.media.documents.Documents.start",
     "the tokens that each picture may have": "kimi_vl.prompt.budget.Budget.share",
     "a page's pixels": "kimi_vl.media.confined.ConfinedReader.picture",
-    "scaling": "kimi_vl.prompt.image_processor.ImageProcessor.scale",
     "patches": "kimi_vl.prompt.image_processor.ImageProcessor.cut",
     "the prompt's tokens": "kimi_vl.prompt.processor.encode",
     "the grammar": "kimi_vl.output.json_constraint.JsonConstraints.by_schema",

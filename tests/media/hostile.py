@@ -16,10 +16,14 @@ def work(channel: Channel, request: Message) -> None:
         case "spin":
             while True:
                 pass
+        case "spin in a step":
+            channel.begin_step()
+            time.sleep(0.1)  # does not count
+            work(channel, {"do": "spin"})
         case "crash":
             ctypes.string_at(0)
         case "eat":
-            eaten: Any = bytearray(3 << 30)
+            eaten: Any = bytearray(600 << 20)
             channel.send({"eaten": len(eaten)})
         case "raise":
             raise KeyError("/secret/path")
@@ -32,7 +36,7 @@ def work(channel: Channel, request: Message) -> None:
         case "look around":
             print("noise of a library")
             os.write(1, b"more of it")
-            channel.send({"environment": sorted(os.environ), "text": os.read(request["files"][0], 100).decode()})
+            channel.send({"environment": sorted(os.environ), "text": channel.files[0].read(100).decode()})
         case "draw":
             channel.send({})
             sizes = channel.receive()["sizes"]

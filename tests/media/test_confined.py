@@ -10,19 +10,20 @@ from random import Random
 import pytest
 
 from kimi_vl.errors import InvalidRequest
-from kimi_vl.media.confined import ConfinedReader
+from kimi_vl.media.confined import ConfinedReader, Process, Spare
 
 
 @pytest.fixture
 def reader() -> Iterator[ConfinedReader]:
-    reader = ConfinedReader("tests.media.hostile", "the thing", 2)
+    reader = ConfinedReader(lambda: Process("tests.media.hostile"), "the thing", 4)
     yield reader
     reader.close()
-    assert reader._process is None or reader._process.returncode is not None
+    assert reader._process is None or not reader._process.alive
 
 
-LATE = "Reading the thing took longer than 2 seconds, the limit; send less of it, or something simpler."
-DEFEATED = "Reading the thing failed: a file is damaged, or needs more than 2 GB of memory; send another."
+LATE = "Reading the thing took longer than 4 seconds, the limit; send less of it, or something simpler."
+DEFEATED = "Reading the thing failed: a file is damaged, or needs more than 512 MB of memory; send another."
+TOO_MUCH = "Reading the thing takes more than 1.8 seconds for one picture or page, the limit; send something simpler."
 
 
 @pytest.mark.parametrize(
@@ -32,6 +33,7 @@ DEFEATED = "Reading the thing failed: a file is damaged, or needs more than 2 GB
         ("spin", LATE),
         ("crash", DEFEATED),
         ("eat", DEFEATED),
+        ("spin in a step", TOO_MUCH),
         ("raise", DEFEATED),
         ("write", DEFEATED),
         ("refuse", "It is too blue."),
@@ -42,7 +44,7 @@ def test_whatever_it_does_ends_in_a_sentence_in_time(reader: ConfinedReader, wha
     with pytest.raises(InvalidRequest) as refusal:
         reader.start([], {"do": what})
     assert str(refusal.value) == message
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 8
 
 
 def test_it_sees_the_file_and_nothing_of_the_service(
@@ -57,7 +59,7 @@ def test_it_sees_the_file_and_nothing_of_the_service(
 
 
 def test_a_module_that_cannot_run_is_our_fault() -> None:
-    reader = ConfinedReader("tests.media.absent", "the thing", 2)
+    reader = ConfinedReader(lambda: Process("tests.media.absent"), "the thing", 2)
     with pytest.raises(RuntimeError, match="ended with status 1"):
         reader.start([], {})
     reader.close()
@@ -86,7 +88,7 @@ def test_what_stops_one_picture_is_said_of_all_after_it(reader: ConfinedReader) 
 
 
 def test_closing_interrupts_whoever_reads() -> None:
-    reader = ConfinedReader("tests.media.hostile", "the thing", 60)
+    reader = ConfinedReader(lambda: Process("tests.media.hostile"), "the thing", 60)
     ended = threading.Event()
 
     def read() -> None:
@@ -102,7 +104,32 @@ def test_closing_interrupts_whoever_reads() -> None:
 
 
 def test_once_closed_it_does_not_start() -> None:
-    reader = ConfinedReader("tests.media.hostile", "the thing", 60)
+    reader = ConfinedReader(lambda: Process("tests.media.hostile"), "the thing", 60)
     reader.close()
     with pytest.raises(InvalidRequest):
         reader.start([], {"do": "sleep"})
+
+
+def test_a_spare_process_is_used_once_and_replaced_when_it_is_dead() -> None:
+    spare = Spare("tests.media.hostile")
+    spare.prepare()
+    ready = spare._process
+    spare.prepare()
+    assert spare._process is ready
+    assert spare.take() is ready
+    other = spare.take()
+    assert other is not ready
+    spare.prepare()
+    dead = spare._process
+    assert dead
+    dead.end()
+    last = spare.take()
+    assert last.alive
+    spare.prepare()
+    unused = spare._process
+    spare.close()
+    assert unused
+    assert not unused.alive
+    for process in (ready, other, last):
+        assert process
+        process.end()

@@ -128,9 +128,8 @@ def test_after_an_error_the_rest_is_not_read() -> None:
     assert not read
 
 
-def test_a_picture_takes_at_most_the_tokens_that_it_may(pool: ThreadPoolExecutor) -> None:
-    pictures = [noise(1500, 1100), noise(3, 700), noise(140, 100)]
-    inputs = processor.prepare(pictures, "What?", pool, 64)
-    tokens = [processor.image_processor.tokens(picture.grid) for picture in inputs.pictures]
-    assert tokens == [63, 25, 20], "the last two are smaller"
-    assert int((inputs.input_ids == processor.media_id).sum()) == sum(tokens)
+def test_a_picture_takes_at_most_the_tokens_that_it_may() -> None:
+    images = processor.image_processor
+    sizes = [images.size(1500, 1100, 64), images.size(3, 700, 64), images.size(140, 100, 64)]
+    assert [images.tokens(images.grid(*size)) for size in sizes] == [63, 25, 20], "the last two are smaller"
+    assert images.size(1500, 1100) == images.scaled_size(1500, 1100)

@@ -29,8 +29,13 @@ def open_file(path: Path, name: str, kind: str, max_bytes: int) -> BinaryIO:
     if not stat.S_ISREG(about.st_mode):
         refusal = f"{name} is not a regular file; send a {kind} file."
     elif about.st_size > max_bytes:
-        refusal = f"{name} is larger than {max_bytes / 1e6:g} MB, the limit; send a smaller file."
+        refusal = too_large(name, max_bytes)
     if refusal:
         os.close(descriptor)
         raise InvalidRequest(refusal)
     return open(descriptor, "rb")
+
+
+def too_large(name: str, max_bytes: int) -> str:
+    """What is wrong with a larger file."""
+    return f"{name} is larger than {max_bytes / 1e6:g} MB, the limit; send a smaller file."

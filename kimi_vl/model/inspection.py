@@ -160,12 +160,15 @@ def read_index(folder: Path) -> dict[str, str]:
     Raises:
         Misconfigured: it is no index, or names anything but safetensors files beside it.
     """
-    weight_map = _read_json(folder / INDEX).get("weight_map")
+    index = _read_json(folder / INDEX)
+    weight_map = index.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise refusal(folder / INDEX, "has no weight_map; copy or fetch it again")
     for file in weight_map.values():
         if not isinstance(file, str) or Path(file).name != file or not file.endswith(".safetensors"):
             raise refusal(folder / INDEX, f"names {file!r}, which is no safetensors file beside it")
+    if not isinstance(index.get("metadata"), dict):  # without which transformers loads nothing
+        raise refusal(folder / INDEX, "has no metadata; copy or fetch it again")
     return weight_map
 
 

@@ -110,6 +110,8 @@ def inspect_folder(folder: Path) -> list[StoredTensor]:
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
         if not path.resolve().is_relative_to(inside):
             raise refusal(path, "is a link that leaves the folder; put the file itself there")
+        if not path.is_file() and not path.is_dir():  # a pipe would be waited for
+            raise refusal(path, "is neither a file nor a folder; take it away")
     config = read_config(folder)
     _check_preprocessor(folder / PREPROCESSOR, config["vision_config"])
     if (folder / VOCABULARY).is_file():

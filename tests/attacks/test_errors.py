@@ -1,11 +1,9 @@
 """Every invalid value of every input ends in one sentence, which tells nothing of the inside of the server."""
 
-from typing import Any
-
 import pytest
 from cog_schema import ROOT, schema
 
-from tests.attacks.sentences import LEAKS, REFUSED, SECRETS, must_answer, refusal
+from tests.attacks.sentences import LEAKS, SECRETS, must_answer, refusal
 from tests.contract.conftest import Server
 
 INPUTS = schema((ROOT / "predict.py").read_text())["components"]["schemas"]["Input"]["properties"]
@@ -62,9 +60,3 @@ def test_odd_paths(server: Server, path: str) -> None:
     response = server.client.get(path)
     assert "root:" not in response.text
     assert not any(secret in response.text for secret in SECRETS)
-
-
-def test_what_is_ours_tells_only_that(server: Server) -> None:
-    """How a failure that nobody foresaw is told is tested in tests/contract; a refusal never looks like it."""
-    result: dict[str, Any] = server.predict(prompt="")
-    assert result["error"] == REFUSED + "The prompt is empty; write a question or an instruction."

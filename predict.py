@@ -14,12 +14,16 @@ from cog import BaseModel, BasePredictor, Input, Path, streaming
 
 from kimi_vl.errors import InvalidRequest
 from kimi_vl.output.pacing import Reporter, in_chunks, joined
-from kimi_vl.request import Request, fetched_file, fetched_files
+from kimi_vl.request import Request, named_file, named_files
 from kimi_vl.service import Answer, Service
 from kimi_vl.settings import Settings
 
 CHUNK_SECONDS = 0.03  # a reader sees it live, and the server has few events to send
 LAST_SECONDS = 1  # of a worker and of a server that end: the failed prediction is answered by then
+
+
+# Left to itself, Cog fetches files before predict() has a say: any number, of any size, from any address.
+Path.validate = staticmethod(lambda value: value)
 
 
 class Delta(BaseModel):
@@ -221,11 +225,11 @@ class Predictor(BasePredictor):
             with self.reporter.during(report):
                 request = Request(
                     prompt=prompt,
-                    images=fetched_files(images),
+                    images=named_files(images),
                     messages=messages,
-                    documents=fetched_files(documents, "document"),
+                    documents=named_files(documents, "document"),
                     pages=pages,
-                    video=None if video is None else fetched_file(video, "video"),
+                    video=None if video is None else named_file(video, "video"),
                     video_frames=int(video_frames),
                     video_fps=float(video_fps),
                     max_image_tokens=int(max_image_tokens),

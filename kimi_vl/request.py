@@ -1,23 +1,19 @@
 """What can be asked, and every limit on it."""
 
-import os
-import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import BinaryIO
 
 from kimi_vl.errors import InvalidRequest
-from kimi_vl.media.data_uri import read_data_uri
 from kimi_vl.media.documents import Documents, parse_pages
-from kimi_vl.media.download import download
-from kimi_vl.media.files import open_bytes, open_file
+from kimi_vl.media.files import memory_file
 from kimi_vl.media.images import Images, ordinal
+from kimi_vl.media.sources import Fetching, Source, is_url, open_source
 from kimi_vl.media.videos import MAX_FRAMES, Video
 from kimi_vl.prompt.budget import FLOOR
 from kimi_vl.prompt.chat import DEFAULT_SYSTEM_PROMPT
-from kimi_vl.prompt.messages import Conversation, Source, read_conversation
+from kimi_vl.prompt.messages import MAX_URL_CHARACTERS, Conversation, read_conversation, shortened
 from kimi_vl.settings import Settings
 
 MAX_CHARACTERS = 1_000_000  # of all texts; far more than any context takes, and encoded within a second
@@ -36,11 +32,11 @@ class Request:
     """A question about pictures, and how to answer it."""
 
     prompt: str
-    images: Sequence[Path] = ()
+    images: Sequence[Source] = ()
     messages: Sequence[object] = ()  # the conversation before the prompt; see read_conversation
-    documents: Sequence[Path] = ()
+    documents: Sequence[Source] = ()
     pages: str = ""  # of each document, as parse_pages takes them; "": all
-    video: Path | None = None
+    video: Source | None = None
     video_frames: int = 16
     video_fps: float = 0.0  # 0: video_frames counts
     max_image_tokens: int = 0  # of each picture, page and frame; 0: the model's own limit
@@ -84,7 +80,7 @@ class Request:
             raise InvalidRequest(
                 f"The request has {len(pictures)} pictures and the limit is {settings.max_images}; send fewer."
             )
-        if not settings.allow_urls and any(_is_url(picture) for picture in pictures):
+        if not settings.allow_urls and any(is_url(picture) and picture not in self.images for picture in pictures):
             raise InvalidRequest(
                 "A message has a picture's URL and this server fetches none; send a data: URI, or image:N for the N-th "
                 "of images."
@@ -127,8 +123,11 @@ class Request:
 
     def picture_files(self, settings: Settings) -> list[Callable[[], BinaryIO]]:
         """What opens the file of each picture, and raises InvalidRequest when it is not there or too large."""
-        sources = self.conversation().pictures
-        return [partial(_open, source, position, settings.max_image_bytes) for position, source in enumerate(sources)]
+        sources, fetching = self.conversation().pictures, _fetching(settings)
+        return [
+            partial(_open, source, position, settings.max_image_bytes, fetching)
+            for position, source in enumerate(sources)
+        ]
 
     def pictures(self, settings: Settings) -> Images:
         """The pictures, their files opened one after the other, and as they are, nothing read yet. It must be closed.
@@ -151,13 +150,13 @@ class Request:
 
     def attachments(self, settings: Settings) -> list[Documents | Video]:
         """What holds pages and frames, in the order of the prompt; nothing is opened yet. Each must be closed."""
-        seconds = settings.max_media_seconds
+        seconds, fetching = settings.max_media_seconds, _fetching(settings)
         attachments: list[Documents | Video] = []
         if self.documents:
-            attachments.append(Documents(self.documents, self.pages, settings.max_document_bytes, seconds))
+            attachments.append(Documents(self.documents, self.pages, settings.max_document_bytes, seconds, fetching))
         if self.video:
             limits = settings.max_video_bytes, settings.max_image_pixels, seconds
-            attachments.append(Video(self.video, self.video_frames, self.video_fps, *limits))
+            attachments.append(Video(self.video, self.video_frames, self.video_fps, *limits, fetching))
         return attachments
 
 
@@ -166,39 +165,38 @@ def image_limits(settings: Settings) -> tuple[int, int, int]:
     return settings.max_image_pixels, settings.max_request_pixels, settings.max_media_seconds
 
 
-def fetched_files(files: Iterable[object], kind: str = "picture") -> list[Path]:
-    """The files that the server fetched for a request; see fetched_file."""
-    return [fetched_file(file, f"{ordinal(position)} {kind}") for position, file in enumerate(files)]
+def named_files(files: Iterable[object], kind: str = "picture") -> list[Source]:
+    """What a client named as the files of a request; see named_file."""
+    return [named_file(file, f"{ordinal(position)} {kind}") for position, file in enumerate(files)]
 
 
-def fetched_file(file: object, name: str) -> Path:
-    """A file that the server fetched for a request; nothing that a client merely named is opened.
+def named_file(file: object, name: str) -> Source:
+    """A URL or data: URI that a client named; nothing else is ever opened.
 
     Args:
         file: as it came.
         name: what it is, for messages: "first picture".
     Raises:
-        InvalidRequest: it is not a file in the temporary directory.
+        InvalidRequest: it is something else, such as a path, or too long a URL.
     """
-    folder = Path(tempfile.gettempdir()).resolve()
-    # os.path's takes what is no path at all, such as a data: URI that was not fetched, for absent
-    if not isinstance(file, Path) or not os.path.isfile(file) or not file.resolve().is_relative_to(folder):
+    if not isinstance(file, str) or not (is_url(file) or file[:5].lower() == "data:"):
         raise InvalidRequest(f"The {name} is not one that could be fetched; send an http(s) URL or a data: URI.")
+    if is_url(file) and len(file) > MAX_URL_CHARACTERS:
+        raise InvalidRequest(
+            f"The {name} has a URL of {len(file):,} characters and the limit is {MAX_URL_CHARACTERS:,}; send it as a "
+            "data: URI."
+        )
     return file
 
 
-def _is_url(source: Source) -> bool:
-    return isinstance(source, str) and source[:6].lower() == "https:"
+def _fetching(settings: Settings) -> Fetching:
+    return Fetching(settings.max_media_seconds, settings.allow_private_urls)
 
 
-def _open(source: Source, position: int, max_bytes: int) -> BinaryIO:
-    name = f"The {ordinal(position)} picture"
-    if isinstance(source, Path):
-        return open_file(source, name, "picture", max_bytes)
-    fetch = download if _is_url(source) else read_data_uri
-    return open_bytes(fetch(source, position, max_bytes), name, max_bytes)
+def _open(source: Source, position: int, max_bytes: int, fetching: Fetching) -> BinaryIO:
+    return open_source(source, f"The {ordinal(position)} picture", "picture", max_bytes, fetching, memory_file)
 
 
 def _check_range(name: str, value: float, lowest: float, highest: float) -> None:
     if not lowest <= value <= highest:  # also refuses NaN
-        raise InvalidRequest(f"{name} is {value} and must be from {lowest} to {highest}.")
+        raise InvalidRequest(f"{name} is {shortened(value)} and must be from {lowest} to {highest}.")

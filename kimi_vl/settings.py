@@ -45,7 +45,8 @@ class Settings:
     max_document_bytes: int = _setting(100_000_000, "Largest document, in bytes.")
     max_video_bytes: int = _setting(1_000_000_000, "Largest video, in bytes.")
     max_media_seconds: int = _setting(
-        60, "Longest that reading the pictures, the documents or the video of a request may take."
+        60,
+        "Longest that a request's files may take to come from URLs, and its pictures, documents or video to be read.",
     )
     max_seconds: int = _setting(
         0,
@@ -53,8 +54,9 @@ class Settings:
         "shorter.",
         "no limit",
     )
-    allow_urls: bool = _setting(
-        False, "1 fetches pictures of messages from https URLs, from public addresses alone; 0 refuses such messages."
+    allow_urls: bool = _setting(False, "1 fetches pictures that messages have at https URLs; 0 refuses such messages.")
+    allow_private_urls: bool = _setting(
+        False, "1 fetches from private addresses, too, such as a storage in your own network; 0 from public ones alone."
     )
 
     @classmethod

@@ -1,4 +1,4 @@
-"""Writes README's tables of inputs and of settings anew, from predict.py and kimi_vl/settings.py."""
+"""Writes README's tables of inputs, settings and limits anew, from the code's own constants."""
 
 import argparse
 from dataclasses import Field, fields
@@ -6,6 +6,12 @@ from typing import Any
 
 from cog_schema import ROOT, schema
 
+from kimi_vl import request
+from kimi_vl.media import confined, documents, videos
+from kimi_vl.media.download import MAX_REDIRECTS
+from kimi_vl.output import grammar_check
+from kimi_vl.output.json_constraint import MAX_SCHEMA_CHARACTERS
+from kimi_vl.prompt import messages
 from kimi_vl.settings import PREFIX, Settings
 
 README = ROOT / "README.md"
@@ -32,9 +38,33 @@ def settings() -> str:
     return "\n".join(["| variable | default | |", "|---|---|---|", *rows])
 
 
+def limits() -> str:
+    """The table of what a request may have; what the operator can change is named by its variable."""
+    default = Settings()
+    bounds = {
+        "all texts together": f"{request.MAX_CHARACTERS:,} characters, and what fits the context with the pictures",
+        "`messages`": f"{messages.MAX_MESSAGES:,}, with {messages.MAX_PARTS:,} parts in all",
+        "pictures": _settable(default, "max_images"),
+        "a picture": f"{_size(default, 'max_image_bytes')}; {_settable(default, 'max_image_pixels', ' pixels')}",
+        "documents": f"{_settable(default, 'max_documents')}; {documents.MAX_PAGES:,} pages in all",
+        "a document": _size(default, "max_document_bytes"),
+        "`pages`": f"{documents.MAX_PICKS:,} characters",
+        "a video": f"{_size(default, 'max_video_bytes')}; {videos.MAX_FRAMES} of its frames are seen",
+        "reading documents or a video": f"{confined.MEMORY >> 30} GB of memory, "
+        f"{_settable(default, 'max_media_seconds', ' seconds')}, in a process of its own",
+        "a URL": f"{messages.MAX_URL_CHARACTERS:,} characters, {MAX_REDIRECTS} redirects, public addresses; for all "
+        f"together {_settable(default, 'max_media_seconds', ' seconds')}",
+        "`stop`": f"{request.MAX_STOPS} texts of {request.MAX_STOP_CHARACTERS} characters",
+        "`json_schema`": f"{MAX_SCHEMA_CHARACTERS:,} characters, {grammar_check.SECONDS} seconds and "
+        f"{grammar_check.MEMORY >> 30} GB of memory to prepare",
+        "`max_new_tokens`": f"{request.MAX_NEW_TOKENS:,}, and what the context has left",
+    }
+    return "\n".join(["| what | at most |", "|---|---|", *[f"| {what} | {most} |" for what, most in bounds.items()]])
+
+
 def updated(readme: str) -> str:
     """The text of README with the tables as they must be: the first ones after their headings."""
-    for heading, table in (("Inputs", inputs()), ("Settings", settings())):
+    for heading, table in (("Inputs", inputs()), ("Settings", settings()), ("Limits", limits())):
         first = readme.index("\n| ", readme.index(f"\n### {heading}\n")) + 1
         readme = readme[:first] + table + readme[readme.index("\n\n", first) :]
     return readme
@@ -48,6 +78,14 @@ def _kind(given: dict[str, Any]) -> str:
     if "minimum" in given and "maximum" in given:
         return f"{KINDS[given['type']]}, {given['minimum']} to {given['maximum']}"
     return KINDS[given["type"]]
+
+
+def _settable(default: Settings, name: str, unit: str = "") -> str:
+    return f"{getattr(default, name):,}{unit} (`{PREFIX}{name.upper()}`)"
+
+
+def _size(default: Settings, name: str) -> str:
+    return f"{getattr(default, name) / 1e6:,g} MB (`{PREFIX}{name.upper()}`)"
 
 
 def _set(setting: Field[Any]) -> str:

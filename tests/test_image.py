@@ -1,6 +1,7 @@
-"""What the container is built from: cog.yaml and requirements.txt."""
+"""What the container is built from: cog.yaml, requirements.txt and what is made of it, requirements.lock."""
 
 import ast
+import re
 import subprocess
 import sys
 import tomllib
@@ -13,8 +14,16 @@ from packaging.requirements import Requirement
 ROOT = Path(__file__).resolve().parents[1]
 COG_YAML = yaml.safe_load((ROOT / "cog.yaml").read_text())
 BUILD = COG_YAML["build"]
-REQUIREMENTS = ROOT / BUILD["python_requirements"]
-LINES = [line for line in REQUIREMENTS.read_text().splitlines() if line and not line.startswith("#")]
+
+
+def lines(file: str) -> list[str]:
+    """The requirements of a file, each on one line."""
+    joined = (ROOT / file).read_text().replace("\\\n", " ").splitlines()
+    return [line for line in joined if line and not line.startswith("#")]
+
+
+LINES = lines("requirements.txt")
+LOCKED = [line.partition(" --hash=") for line in lines(BUILD["python_requirements"])]  # requirement, "--hash=", hashes
 DECLARED = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
 COG = Requirement(f"cog=={BUILD['sdk_version']}")  # installed by `cog build` itself
 
@@ -58,6 +67,28 @@ def test_every_dependency_is_pinned_within_its_range(declared: str) -> None:
     assert dependency.specifier.contains(pins[dependency.name])
 
 
+def test_every_package_of_the_container_is_locked_with_hashes() -> None:
+    versions = {Requirement(requirement).name: pinned(requirement) for requirement, _, _ in LOCKED}
+    for line in LINES:
+        assert versions[Requirement(line).name] == pinned(line), "run scripts/lock_requirements.py"
+    assert not versions.keys() & {"cog", "coglet"}, "`cog build` takes these out of it"
+    for requirement, found, hashes in LOCKED:
+        assert found, requirement
+        assert re.fullmatch(r"(--hash=sha256:[0-9a-f]{64} *)+", f"--hash={hashes}"), requirement
+
+
+def test_cog_passes_the_hashes_on_and_still_finds_torch() -> None:
+    """By the rules of pkg/requirements in Cog's source: of a line that its first expression finds, only what it found
+    is passed on; its second and third find the package and the version, which choose CUDA."""
+    for requirement, found, hashes in LOCKED:
+        line = f"{requirement}{found}{hashes}"
+        assert not re.search(r"([a-zA-Z0-9\-_]+)==([^ ]+)|--find-links=|-f\s+|--extra-index-url=", line), line
+        name, version = re.match(r"[\w.\-]+", line), re.search(r"[<>=!~]=?\s*([^\s,;|]+)", line)
+        assert name and version
+        if name[0] in ("torch", "torchvision"):
+            assert f"{name[0]}=={version[1]}" in LINES
+
+
 def test_the_pins_are_to_be_had_as_wheels_and_fit_together() -> None:
     """For the container's Python and Linux, whatever this one's are; pip reads metadata and fetches no large wheel."""
     platforms = [f"--platform=manylinux_2_{minor}_x86_64" for minor in range(5, 29)]
@@ -65,9 +96,7 @@ def test_the_pins_are_to_be_had_as_wheels_and_fit_together() -> None:
     container = [f"--python-version={BUILD['python_version']}", "--only-binary=:all:", *platforms, *older]
     pip = [sys.executable, "-m", "pip", "install", "--dry-run", "--ignore-installed", "--target=not-written-to"]
     patience = ["--retries=1", "--timeout=15", "--use-feature=fast-deps", "--disable-pip-version-check"]
-    result = subprocess.run(
-        [*pip, *patience, *container, f"--requirement={REQUIREMENTS}", str(COG)], capture_output=True, text=True
-    )
+    result = subprocess.run([*pip, *patience, *container, *LINES, str(COG)], capture_output=True, text=True)
     if result.returncode and PIP_OFFLINE in result.stderr:
         pytest.skip("no package index answers")
     assert result.returncode == 0, result.stderr

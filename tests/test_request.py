@@ -1,16 +1,16 @@
-import os
 from base64 import b64encode
 from contextlib import closing
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 from PIL import Image
 
 from kimi_vl.errors import InvalidRequest
-from kimi_vl.request import MAX_CHARACTERS, MAX_SEED, Request, fetched_files
+from kimi_vl.prompt.messages import MAX_URL_CHARACTERS
+from kimi_vl.request import MAX_CHARACTERS, MAX_SEED, Request, named_files
 from kimi_vl.settings import Settings
 
 GOOD = Request(prompt="What is this?")
@@ -109,11 +109,11 @@ def test_pictures_come_from_where_the_messages_say(tmp_path: Path, monkeypatch: 
 
     asked = []
 
-    def downloaded(*arguments: Any) -> bytes:
-        asked.append(arguments)
-        return picture(3)
+    def downloaded(url: str, name: str, file: BinaryIO, max_bytes: int, *_: object) -> None:
+        asked.append((url, name, max_bytes))
+        file.write(picture(3))
 
-    monkeypatch.setattr("kimi_vl.request.download", downloaded)
+    monkeypatch.setattr("kimi_vl.media.sources.download", downloaded)
     files = [tmp_path / "1.png", tmp_path / "2.png"]
     for red, file in enumerate(files, start=1):
         file.write_bytes(picture(red))
@@ -122,7 +122,7 @@ def test_pictures_come_from_where_the_messages_say(tmp_path: Path, monkeypatch: 
     with closing(request.pictures(Settings(allow_urls=True, max_image_bytes=1000))) as pictures:
         reds = [picture.getpixel((0, 0)) for picture in pictures.read(1000)]
     assert reds == [(red, 0, 0) for red in (2, 3, 4, 2, 1)]
-    assert asked == [("https://host/p.png", 1, 1000)]
+    assert asked == [("https://host/p.png", "The second picture", 1000)]
 
 
 def test_a_picture_in_a_data_uri_is_held_to_the_limits() -> None:
@@ -131,11 +131,9 @@ def test_a_picture_in_a_data_uri_is_held_to_the_limits() -> None:
         replace(GOOD, messages=[shows(uri)]).pictures(Settings(max_image_bytes=1000))
 
 
-def test_files_that_the_server_fetched_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    file = tmp_path / "fetched.png"
-    file.write_bytes(b"x")
-    assert fetched_files([file]) == [file]
+@pytest.mark.parametrize("named", ["http://host/p.png", "HTTPS://host/p.png", "data:image/png;base64,", "Data:,"])
+def test_urls_are_what_a_client_may_name(named: str) -> None:
+    assert named_files([named]) == [named]
 
 
 @pytest.mark.parametrize(
@@ -144,10 +142,12 @@ def test_files_that_the_server_fetched_pass(tmp_path: Path, monkeypatch: pytest.
         "/etc/passwd",
         "file:///etc/passwd",
         "ftp://host/p.png",
+        " http://host/p.png",
+        "http:host",
+        "httpx://host/",
+        b"data:,",
         Path("/etc/passwd"),
-        Path("/nowhere.png"),
-        Path("a" * 5000),
-        Path("\0"),
+        Path("http://host/"),
         None,
         3,
         "",
@@ -155,21 +155,23 @@ def test_files_that_the_server_fetched_pass(tmp_path: Path, monkeypatch: pytest.
 )
 def test_nothing_that_a_client_merely_named_is_opened(named: object) -> None:
     with pytest.raises(InvalidRequest, match="first picture is not one that could be fetched") as refusal:
-        fetched_files([named])
+        named_files([named])
     assert "passwd" not in str(refusal.value)
     with pytest.raises(InvalidRequest, match="first document is not one that could be fetched"):
-        fetched_files([named], "document")
+        named_files([named], "document")
 
 
-def test_links_out_of_the_temporary_folder_and_folders_are_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    (tmp_path / "link.png").symlink_to("/etc/passwd")
-    (tmp_path / "folder").mkdir()
-    os.mkfifo(tmp_path / "pipe")
-    for name in ("link.png", "folder", "pipe"):
-        with pytest.raises(InvalidRequest, match="second picture"):
-            good = tmp_path / "good.png"
-            good.touch()
-            fetched_files([good, tmp_path / name])
+def test_a_url_has_a_limit() -> None:
+    url = "http://host/" + "a" * MAX_URL_CHARACTERS
+    with pytest.raises(
+        InvalidRequest, match=r"The second document has a URL of 8,012 characters and the limit is 8,000"
+    ):
+        named_files(["http://host/", url], "document")
+    assert named_files(["data:" + url]), "a data: URI is a file"
+
+
+def test_the_urls_of_files_need_no_permission_and_those_of_messages_do() -> None:
+    url = "https://host/p.png"
+    replace(GOOD, images=[url]).check(Settings())
+    with pytest.raises(InvalidRequest, match="this server fetches none"):
+        replace(GOOD, images=[url], messages=[shows(url + "x")]).check(Settings())

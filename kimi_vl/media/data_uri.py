@@ -3,15 +3,14 @@
 from base64 import b64decode
 
 from kimi_vl.errors import InvalidRequest
-from kimi_vl.media.images import ordinal
 
 
-def read_data_uri(uri: str, position: int, max_bytes: int) -> bytes:
+def read_data_uri(uri: str, name: str, max_bytes: int) -> bytes:
     """The file in a data: URI with base64; its type is not looked at.
 
     Args:
         uri: whatever a client sent.
-        position: which of the request's pictures it is, from 0, for messages.
+        name: what it is to the person who sent it, as a message begins: "The first picture".
         max_bytes: of a larger file only the beginning is decoded, with up to three bytes more than these.
     Raises:
         InvalidRequest: it is not in base64.
@@ -23,6 +22,4 @@ def read_data_uri(uri: str, position: int, max_bytes: int) -> bytes:
             return b64decode(characters[:enough], validate=True)
     except ValueError:
         pass
-    raise InvalidRequest(
-        f"The {ordinal(position)} picture's data: URI is not in base64; send data:image/png;base64, and the file."
-    )
+    raise InvalidRequest(f"{name}'s data: URI is not in base64; send data:image/png;base64, and the file.")

@@ -3,13 +3,12 @@
 import re
 from collections.abc import Sequence
 from contextlib import ExitStack
-from pathlib import Path
 from typing import ClassVar
 
 from kimi_vl.errors import InvalidRequest
 from kimi_vl.media.confined import ConfinedReader, Process
-from kimi_vl.media.files import open_file
 from kimi_vl.media.images import ordinal
+from kimi_vl.media.sources import Fetching, Source, open_source
 
 MAX_PAGES = 1000  # in a request; more do not fit in any context
 MAX_PICKS = 1000  # characters
@@ -23,10 +22,18 @@ class Documents(ConfinedReader):
     kind: ClassVar = "page"
     enlarges: ClassVar = True  # a page has no resolution of its own
 
-    def __init__(self, paths: Sequence[Path], pages: str, max_bytes: int, seconds: int) -> None:
-        subject = "the document" if len(paths) == 1 else "the documents"
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        pages: str,
+        max_bytes: int,
+        seconds: int,
+        fetching: Fetching,
+    ) -> None:
+        subject = "the document" if len(sources) == 1 else "the documents"
         super().__init__(lambda: Process("kimi_vl.media.pdf_pages"), subject, seconds)
-        self._paths, self._picks, self._max_bytes = paths, parse_pages(pages), max_bytes
+        self._sources, self._picks, self._max_bytes = sources, parse_pages(pages), max_bytes
+        self._fetching = fetching
         self.introductions: list[str] = []
         self.sizes: list[tuple[float, float]] = []
 
@@ -34,13 +41,14 @@ class Documents(ConfinedReader):
         """Finds out which pages there are: `introductions` and `sizes`, in points. Nothing is rendered.
 
         Raises:
-            InvalidRequest: a file is too large, no PDF, damaged or protected, or has none of the picked pages.
+            InvalidRequest: a file cannot be had, is too large, no PDF, damaged or protected, or has none of the picked
+                pages.
         """
-        names = [_name(place) for place in range(len(self._paths))]
+        names = [_name(place) for place in range(len(self._sources))]
         with ExitStack() as files:
             opened = [
-                files.enter_context(open_file(path, name, "PDF", self._max_bytes))
-                for path, name in zip(self._paths, names, strict=True)
+                files.enter_context(open_source(source, name, "PDF", self._max_bytes, self._fetching))
+                for source, name in zip(self._sources, names, strict=True)
             ]
             counts = self.start(opened, {"names": names})["counts"]
         picked = pick_pages(self._picks, counts)

@@ -1,23 +1,22 @@
-"""https URLs → bytes, from public addresses only."""
+"""URLs → files, from public addresses only."""
 
 import socket
 import ssl
 from collections.abc import Callable
-from http.client import HTTPException, HTTPSConnection
+from http.client import HTTPConnection, HTTPException
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 from string import punctuation
 from time import monotonic
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.parse import SplitResult, quote, urljoin, urlsplit
 
 from kimi_vl.errors import InvalidRequest
-from kimi_vl.media.images import ordinal
 
-SECONDS = 10  # for all of a download; only the resolver of names keeps its own time
 MAX_REDIRECTS = 3
+CHUNK = 2**16  # bytes
 REDIRECTED = (301, 302, 303, 307, 308)
 GLOBAL_UNICAST = IPv6Network("2000::/3")
-HEADERS = {"Accept": "image/*", "User-Agent": "kimi-vl"}
+HEADERS = {"Accept": "*/*", "User-Agent": "kimi-vl"}
 
 Address = IPv4Address | IPv6Address
 
@@ -31,33 +30,36 @@ def is_public(address: Address) -> bool:
 
 def download(
     url: str,
-    position: int,
+    name: str,
+    file: BinaryIO,
     max_bytes: int,
+    deadline: float,
     is_public: Callable[[Address], bool] = is_public,
     context: ssl.SSLContext | None = None,
-) -> bytes:
-    """Fetches a picture file. Nothing in the environment has a say: no proxy, no password.
+) -> None:
+    """Fetches a file. Nothing in the environment has a say: no proxy, no password.
 
     Args:
-        url: whatever a client sent.
-        position: which of the request's pictures it is, from 0, for messages.
+        url: whatever a client sent. One that begins with https: is not redirected to http.
+        name: what it is to the person who sent it, as a message begins: "The first picture".
+        file: is written to.
         max_bytes: no more than one byte beyond these is read.
+        deadline: when all of it must be here, by the monotonic clock; only the resolver of names keeps its own time.
         is_public: whether an address may be connected to; asked about the address itself, of every redirect too.
         context: whose certificates are trusted; the system's by default.
-    Returns:
-        The file, or the first max_bytes + 1 bytes of a larger one.
     Raises:
-        InvalidRequest: it is no https URL, leads to an address that is not public, or does not answer with a file.
+        InvalidRequest: it is no http(s) URL, leads to an address that is not public, or does not answer with a file.
+        TimeoutError: the deadline has passed.
     """
-    name = f"The {ordinal(position)} picture"
     context = context or ssl.create_default_context()
-    context.sslsocket_class = _Socket
-    deadline = monotonic() + SECONDS
+    context.sslsocket_class = _TlsSocket
+    schemes = ("http", "https") if url[:5].lower() == "http:" else ("https",)
     try:
         for _ in range(1 + MAX_REDIRECTS):
             parts = urlsplit(url)
-            if parts.scheme != "https" or not parts.hostname or "@" in parts.netloc:
-                raise InvalidRequest(f"{name} leads to a URL that is not a plain https URL; send one, or a data: URI.")
+            if parts.scheme not in schemes or not parts.hostname or "@" in parts.netloc:
+                kind = " or ".join(schemes)
+                raise InvalidRequest(f"{name} leads to a URL that is not a plain {kind} URL; send one, or a data: URI.")
             addresses = _resolve(parts)
             if not addresses or not all(is_public(ip_address(address[0])) for _, address in addresses):
                 raise InvalidRequest(f"{name} has a URL whose host has no public address; send it as a data: URI.")
@@ -67,7 +69,10 @@ def download(
                 response = connection.getresponse()
                 location = response.getheader("Location")
                 if response.status == 200:
-                    return response.read(max_bytes + 1)
+                    left = max_bytes + 1
+                    while left and (chunk := response.read(min(left, CHUNK))):
+                        left -= file.write(chunk)
+                    return
             finally:
                 connection.close()
             if response.status not in REDIRECTED or not location:
@@ -75,17 +80,25 @@ def download(
                     f"{name} could not be fetched: its server answered with status {response.status}; check the URL."
                 )
             url = urljoin(url, location)
-    except TimeoutError:
-        raise InvalidRequest(f"{name} was not there within {SECONDS} seconds; send it as a data: URI.") from None
-    except InvalidRequest:
+    except (InvalidRequest, TimeoutError):
         raise
     except (OSError, HTTPException, ValueError):  # of connections and TLS, of HTTP, of URLs
         raise InvalidRequest(f"{name} could not be fetched; check the URL, or send it as a data: URI.") from None
     raise InvalidRequest(f"{name} is redirected more than {MAX_REDIRECTS} times; send the URL that it ends at.")
 
 
-class _Socket(ssl.SSLSocket):
+class _PlainSocket(socket.socket):
     """Gives a server until the deadline, however slowly its bytes trickle in."""
+
+    deadline: float
+
+    def recv_into(self, buffer: Any, nbytes: int = 0, flags: int = 0) -> int:
+        self.settimeout(_left(self.deadline))
+        return super().recv_into(buffer, nbytes, flags)
+
+
+class _TlsSocket(ssl.SSLSocket):
+    """The same over TLS."""
 
     deadline: float
 
@@ -94,32 +107,34 @@ class _Socket(ssl.SSLSocket):
         return super().recv_into(buffer, nbytes, flags)
 
 
-class _Connection(HTTPSConnection):
+class _Connection(HTTPConnection):
     """Connects to addresses that were checked, by the URL's name for TLS and HTTP."""
 
     def __init__(
         self, parts: SplitResult, addresses: list[tuple[int, Any]], context: ssl.SSLContext, deadline: float
     ) -> None:
-        super().__init__(_ascii_host(parts), parts.port, context=context)
+        self.default_port = _port(parts)  # which HTTP's Host header leaves out
+        super().__init__(_ascii_host(parts), parts.port)
         self._addresses = addresses
-        self._tls = context
+        self._tls = context if parts.scheme == "https" else None
         self._deadline = deadline
 
     def connect(self) -> None:
         """To the first address that answers."""
         for family, address in self._addresses:
-            plain = socket.socket(family, socket.SOCK_STREAM)
+            sock: Any = _PlainSocket(family, socket.SOCK_STREAM)
             try:
-                plain.settimeout(_left(self._deadline))
-                plain.connect(address)
-                plain.settimeout(_left(self._deadline))
-                self.sock = self._tls.wrap_socket(plain, server_hostname=self.host)
+                sock.settimeout(_left(self._deadline))
+                sock.connect(address)
+                sock.settimeout(_left(self._deadline))
+                if self._tls:
+                    sock = self._tls.wrap_socket(sock, server_hostname=self.host)
             except OSError as error:
-                plain.close()
+                sock.close()
                 failure = error
                 continue
-            assert isinstance(self.sock, _Socket)
-            self.sock.deadline = self._deadline
+            sock.deadline = self._deadline
+            self.sock = sock
             return
         raise failure
 
@@ -135,10 +150,15 @@ def _left(deadline: float) -> float:
 def _resolve(parts: SplitResult) -> list[tuple[int, Any]]:
     """Families and addresses, as sockets take them, of a URL's host; none if there is no such host."""
     try:
-        found = socket.getaddrinfo(_ascii_host(parts), parts.port or 443, type=socket.SOCK_STREAM)
+        found = socket.getaddrinfo(_ascii_host(parts), parts.port or _port(parts), type=socket.SOCK_STREAM)
     except socket.gaierror:
         return []
     return [(family, address) for family, _, _, _, address in found]
+
+
+def _port(parts: SplitResult) -> int:
+    """The one that a URL need not name."""
+    return 443 if parts.scheme == "https" else 80
 
 
 def _ascii_host(parts: SplitResult) -> str:

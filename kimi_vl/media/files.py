@@ -29,29 +29,18 @@ def open_file(path: Path, name: str, kind: str, max_bytes: int) -> BinaryIO:
     if not stat.S_ISREG(about.st_mode):
         refusal = f"{name} is not a regular file; send a {kind} file."
     elif about.st_size > max_bytes:
-        refusal = _too_large(name, max_bytes)
+        refusal = too_large(name, max_bytes)
     if refusal:
         os.close(descriptor)
         raise InvalidRequest(refusal)
     return open(descriptor, "rb")
 
 
-def open_bytes(data: bytes, name: str, max_bytes: int) -> BinaryIO:
-    """A file in memory.
-
-    Args:
-        data: its content.
-        name, max_bytes: as for open_file.
-    Raises:
-        InvalidRequest: it is too large.
-    """
-    if len(data) > max_bytes:
-        raise InvalidRequest(_too_large(name, max_bytes))
-    file = os.fdopen(os.memfd_create("picture"), "w+b")
-    file.write(data)
-    file.seek(0)
-    return file
+def memory_file() -> BinaryIO:
+    """An empty file without a place on a disk."""
+    return os.fdopen(os.memfd_create("kimi_vl"), "w+b")
 
 
-def _too_large(name: str, max_bytes: int) -> str:
+def too_large(name: str, max_bytes: int) -> str:
+    """What is wrong with a larger file."""
     return f"{name} is larger than {max_bytes / 1e6:g} MB, the limit; send a smaller file."

@@ -1,10 +1,9 @@
 """Untrusted videos → frames as RGB pictures, as a player shows them."""
 
-from pathlib import Path
 from typing import ClassVar
 
 from kimi_vl.media.confined import ConfinedReader, Process
-from kimi_vl.media.files import open_file
+from kimi_vl.media.sources import Fetching, Source, open_source
 
 MAX_FRAMES = 256  # of a request
 
@@ -15,9 +14,18 @@ class Video(ConfinedReader):
     kind: ClassVar = "frame"
     enlarges: ClassVar = False
 
-    def __init__(self, path: Path, frames: int, fps: float, max_bytes: int, max_pixels: int, seconds: int) -> None:
+    def __init__(
+        self,
+        source: Source,
+        frames: int,
+        fps: float,
+        max_bytes: int,
+        max_pixels: int,
+        seconds: int,
+        fetching: Fetching,
+    ) -> None:
         super().__init__(lambda: Process("kimi_vl.media.video_frames"), "the video", seconds)
-        self._path, self._max_bytes = path, max_bytes
+        self._source, self._max_bytes, self._fetching = source, max_bytes, fetching
         self._request = {"frames": frames, "fps": fps, "max_frames": MAX_FRAMES, "max_pixels": max_pixels}
         self.introductions: list[str] = []
         self.sizes: list[tuple[float, float]] = []
@@ -26,9 +34,10 @@ class Video(ConfinedReader):
         """Finds out which frames there are: `introductions`, and `sizes` in pixels. Only one frame is decoded.
 
         Raises:
-            InvalidRequest: the file is too large, no video, damaged or without pictures, or has too many frames.
+            InvalidRequest: the file cannot be had, is too large, no video, damaged or without pictures, or has too many
+                frames.
         """
-        with open_file(self._path, "The video", "video", self._max_bytes) as file:
+        with open_source(self._source, "The video", "video", self._max_bytes, self._fetching) as file:
             answer = self.start([file], self._request)
         self.sizes = [(answer["width"], answer["height"])] * len(answer["times"])
         self.introductions = [f"{_clock(seconds)}:" for seconds in answer["times"]]

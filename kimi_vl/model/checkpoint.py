@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import torch
-from transformers import logging
+from transformers import GenerationConfig, logging
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
 from transformers.core_model_loading import (
     Chunk,
@@ -16,7 +16,7 @@ from transformers.core_model_loading import (
 )
 
 from kimi_vl.model.configuration import KimiVLConfig
-from kimi_vl.model.inspection import inspect_folder
+from kimi_vl.model.inspection import TEXT_FIXED, TEXT_NUMBERS, TEXT_SIZES, VISION_SIZES, inspect_folder, read_config
 from kimi_vl.model.modeling import KimiVLForConditionalGeneration
 
 BLOCK, LAYER = r"^vision_tower\.encoder\.blocks\.(\d+)\.", r"^model\.vision_tower\.layers\.\1\."
@@ -53,6 +53,26 @@ def register_tensor_names() -> None:
     register_checkpoint_conversion_mapping(KimiVLConfig.model_type, rules, overwrite=True)
 
 
+def checked_config(folder: Path) -> KimiVLConfig:
+    """The configuration of a checkpoint folder, from what is checked in its config.json: nothing else there has a say.
+
+    Raises:
+        Misconfigured: something in it cannot be used.
+    """
+    config = read_config(folder)
+    text, vision = config["text_config"], config["vision_config"]
+    return KimiVLConfig(
+        text_config={
+            **{key: text[key] for key in TEXT_SIZES},
+            **{key: float(text[key]) for key in TEXT_NUMBERS if key in text},
+            **TEXT_FIXED,
+            "num_key_value_heads": text["num_attention_heads"],
+        },
+        vision_config={key: vision[key] for key in (*VISION_SIZES, "merge_kernel_size")},
+        media_placeholder_token_id=config["media_placeholder_token_id"],
+    )
+
+
 def load_model(folder: Path, device: torch.device, dtype: torch.dtype) -> KimiVLForConditionalGeneration:
     """Loads a checkpoint folder's safetensors straight onto a device, ready to generate.
 
@@ -63,6 +83,8 @@ def load_model(folder: Path, device: torch.device, dtype: torch.dtype) -> KimiVL
     logging.disable_progress_bar()
     model = KimiVLForConditionalGeneration.from_pretrained(
         folder,
+        config=checked_config(folder),
+        generation_config=GenerationConfig(),
         dtype=dtype,
         device_map={"": device},
         use_safetensors=True,

@@ -46,7 +46,22 @@ VISION_SIZES = {
     "init_pos_emb_height": (1, 4096),
     "init_pos_emb_width": (1, 4096),
 }
+TEXT_NUMBERS = {"rope_theta": (1, 1e9), "rms_norm_eps": (0, 1), "routed_scaling_factor": (0, 1000)}
 PICTURE_SIZES = {"in_token_limit": (4, 2**20), "patch_size": (1, 256)}
+
+# Of all that DeepSeek-V3 can be, what Kimi-VL is.
+TEXT_FIXED = {
+    "q_lora_rank": None,
+    "rope_scaling": None,
+    "attention_bias": False,
+    "hidden_act": "silu",
+    "moe_layer_freq": 1,
+    "n_group": 1,
+    "topk_group": 1,
+    "norm_topk_prob": True,
+    "scoring_func": "sigmoid",
+    "topk_method": "noaux_tc",
+}
 
 Shape = tuple[int, ...]
 
@@ -95,11 +110,10 @@ def inspect_folder(folder: Path) -> list[StoredTensor]:
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
         if not path.resolve().is_relative_to(inside):
             raise refusal(path, "is a link that leaves the folder; put the file itself there")
+        if not path.is_file() and not path.is_dir():  # a pipe would be waited for
+            raise refusal(path, "is neither a file nor a folder; take it away")
     config = read_config(folder)
-    preprocessor = _read_json(folder / PREPROCESSOR)
-    _check_sizes(
-        folder / PREPROCESSOR, "", preprocessor, {k: PICTURE_SIZES[k] for k in PICTURE_SIZES & preprocessor.keys()}
-    )
+    _check_preprocessor(folder / PREPROCESSOR, config["vision_config"])
     if (folder / VOCABULARY).is_file():
         _check_vocabulary(folder / VOCABULARY, config["text_config"]["vocab_size"])
     expected = expected_shapes(config)
@@ -149,6 +163,16 @@ def read_config(folder: Path) -> dict[str, Any]:
     merge = vision.get("merge_kernel_size")
     if not isinstance(merge, list) or len(merge) != 2 or not all(_is_whole(n) and 1 <= n <= 16 for n in merge):
         raise refusal(path, f"has vision_config.merge_kernel_size {merge!r}, which must be two whole numbers up to 16")
+    for key, (lowest, highest) in TEXT_NUMBERS.items():
+        value = text.get(key, lowest)
+        if not _is_number(value) or not lowest <= value <= highest:
+            raise refusal(path, f"has text_config.{key} {value!r}, which must be a number from {lowest} to {highest:g}")
+    fixed = {**TEXT_FIXED, "num_key_value_heads": text["num_attention_heads"]}
+    for key, value in fixed.items():
+        if text.get(key, value) != value:
+            raise refusal(path, f"has text_config.{key} {text[key]!r}, and Kimi-VL's is {value!r}")
+    if text["num_experts_per_tok"] > text["n_routed_experts"]:
+        raise refusal(path, "has a text_config.num_experts_per_tok above its n_routed_experts")
     if vision["hidden_size"] % vision["num_attention_heads"]:
         raise refusal(path, "has a vision_config.hidden_size that its num_attention_heads do not divide")
     return config
@@ -160,12 +184,15 @@ def read_index(folder: Path) -> dict[str, str]:
     Raises:
         Misconfigured: it is no index, or names anything but safetensors files beside it.
     """
-    weight_map = _read_json(folder / INDEX).get("weight_map")
+    index = _read_json(folder / INDEX)
+    weight_map = index.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise refusal(folder / INDEX, "has no weight_map; copy or fetch it again")
     for file in weight_map.values():
         if not isinstance(file, str) or Path(file).name != file or not file.endswith(".safetensors"):
             raise refusal(folder / INDEX, f"names {file!r}, which is no safetensors file beside it")
+    if not isinstance(index.get("metadata"), dict):  # without which transformers loads nothing
+        raise refusal(folder / INDEX, "has no metadata; copy or fetch it again")
     return weight_map
 
 
@@ -332,6 +359,22 @@ def _check_sizes(path: Path, prefix: str, values: Mapping[str, Any], limits: Map
             raise refusal(
                 path, f"has {prefix}{key} {value!r}, which must be a whole number from {lowest:,} to {highest:,}"
             )
+
+
+def _check_preprocessor(path: Path, vision: Mapping[str, Any]) -> None:
+    values = _read_json(path)
+    _check_sizes(path, "", values, {key: PICTURE_SIZES[key] for key in PICTURE_SIZES & values.keys()})
+    for key in ("patch_size", "merge_kernel_size"):
+        if values.get(key, vision[key]) != vision[key]:
+            raise refusal(path, f"has {key} {values[key]!r}, and {CONFIG} has {vision[key]!r}")
+    for key in ("image_mean", "image_std"):
+        levels = values.get(key, [0.5] * 3)
+        if not isinstance(levels, list) or len(levels) != 3 or not all(_is_number(n) and 0 < n <= 1 for n in levels):
+            raise refusal(path, f"has {key} {levels!r}, which must be three numbers above 0 and up to 1")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _is_whole(value: Any) -> bool:

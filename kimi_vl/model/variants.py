@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kimi_vl.errors import Misconfigured
-from kimi_vl.model.inspection import missing_files
+from kimi_vl.model.inspection import LARGEST_JSON, missing_files
 
 WEIGHTS = Path(__file__).resolve().parents[2] / "weights"
 PART = r"[A-Za-z0-9_]+(?:[.-][A-Za-z0-9_]+)*"  # neither "--" nor "..": the folders' names depend on that
@@ -101,9 +101,10 @@ def best_model(weights_dir: str = "") -> str:
 
 def _recommended_temperature(folder: Path) -> float:
     """What the folder's generation_config.json samples with, if it does and the number is sane."""
+    file = folder / "generation_config.json"
     try:
-        config = json.loads((folder / "generation_config.json").read_text())
+        config = json.loads(file.read_text()) if file.is_file() and file.stat().st_size <= LARGEST_JSON else {}
         temperature = float(config["temperature"]) if config["do_sample"] is True else UNNAMED.temperature
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return UNNAMED.temperature
     return temperature if 0 <= temperature <= 2 else UNNAMED.temperature

@@ -4,10 +4,10 @@ import re
 import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from kimi_vl.errors import InvalidRequest
+from kimi_vl.media.sources import Source
 from kimi_vl.prompt.chat import DEFAULT_SYSTEM_PROMPT, ROLES, Message, question
 
 MAX_MESSAGES = 1_000
@@ -15,8 +15,6 @@ MAX_PARTS = 10_000  # of all messages together
 MAX_URL_CHARACTERS = 8_000
 IMAGE_NUMBER = re.compile(r"image:([1-9][0-9]{0,5})", re.ASCII)
 DETAILS = (None, "auto", "low", "high")  # the same to this model: it sees every picture as large as it can
-
-Source = Path | str  # where a picture is: a file, a data: URI with base64, or an https URL
 
 
 @dataclass(frozen=True)
@@ -39,7 +37,7 @@ class Conversation:
 def read_conversation(
     messages: Sequence[object],
     prompt: str,
-    images: Sequence[Path],
+    images: Sequence[Source],
     system_prompt: str,
     introductions: Sequence[str] = (),
 ) -> Conversation:
@@ -87,7 +85,7 @@ def read_conversation(
 class _Reader:
     """Goes through the messages and gathers their pictures."""
 
-    images: Sequence[Path]
+    images: Sequence[Source]
     pictures: list[Source] = field(default_factory=list)
     named: set[int] = field(default_factory=set)  # of the images, from 1
     parts: int = 0

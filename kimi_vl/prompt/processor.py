@@ -15,7 +15,7 @@ from transformers import BatchFeature
 from kimi_vl.engine.base import ModelInputs, Patches, Picture
 from kimi_vl.prompt.chat import MEDIA_PAD, ChatPrompt, Message, encode, question, render
 from kimi_vl.prompt.image_processor import ImageProcessor
-from kimi_vl.prompt.tokenizer import TikTokenTokenizer
+from kimi_vl.prompt.tokenizer import VOCABULARY_FILE, TikTokenTokenizer
 from kimi_vl.threads import Task
 
 
@@ -31,7 +31,7 @@ class KimiVLProcessor:
     @classmethod
     def from_pretrained(cls, folder: str | Path, **kwargs: Any) -> "KimiVLProcessor":
         """Reads a checkpoint folder's preprocessor_config.json and tiktoken.model; keywords do nothing."""
-        return cls(ImageProcessor.from_pretrained(folder), TikTokenTokenizer.from_pretrained(folder))
+        return cls(ImageProcessor.from_pretrained(folder), TikTokenTokenizer(str(Path(folder) / VOCABULARY_FILE)))
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes the files that from_pretrained reads."""

@@ -9,12 +9,17 @@ from tests.contract.conftest import Server
 
 
 @pytest.fixture(scope="package")
-def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     server = Server("tiny", tmp_path_factory.mktemp("attacked") / "log")
     try:
         server.wait()
-        target = Target(server)
-        target.must_be_right()
-        yield target
+        yield server
     finally:
         server.stop()
+
+
+@pytest.fixture(scope="package")
+def target(server: Server) -> Target:
+    target = Target(server)
+    target.must_be_right()
+    return target

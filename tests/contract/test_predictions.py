@@ -114,9 +114,9 @@ def test_a_line_in_the_log_for_each_second(endless: Any) -> None:
         ({"images": ["/etc/passwd"]}, "The first picture is not one that could be fetched; send an http(s) URL"),
         ({"images": ["file:///etc/passwd"]}, "The first picture is not one that could be fetched"),
         ({"images": ["ftp://127.0.0.1/p.png"]}, "The first picture is not one that could be fetched"),
-        ({"images": [SHAPES, "/etc/passwd"]}, "picture is not one that could be fetched"),
+        ({"images": [SHAPES, "/etc/passwd"]}, "The second picture is not one that could be fetched"),
         ({"images": [uri(b"")]}, "The first picture is empty; send a PNG"),
-        ({"images": ["data:image/png;base64,!"]}, "The first picture is empty; send a PNG"),
+        ({"images": ["data:image/png;base64,!"]}, "The first picture's data: URI is not in base64; send data:"),
         ({"images": [SHAPES, uri(b"root:x:0:0")]}, "The second picture is not a picture of a known type; send a PNG"),
         ({"images": [uri((EXAMPLES / "shapes.png").read_bytes()[:300])]}, "The first picture is damaged or incomplete"),
         (

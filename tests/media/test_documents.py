@@ -14,9 +14,11 @@ from PIL import Image
 
 from kimi_vl.errors import InvalidRequest
 from kimi_vl.media.documents import MAX_PAGES, Documents, parse_pages, pick_pages
+from kimi_vl.media.sources import Fetching
 from tests.media.pdfs import PAGE, many_pages, numbers, one_page, stream, written
 
 Read = Callable[..., list[Image.Image]]
+NOTHING = Fetching(seconds=0, private=False)
 WHITE, RED, BLUE = (255, 255, 255), (255, 0, 0), (0, 0, 255)
 
 
@@ -28,7 +30,7 @@ def read(tmp_path: Path) -> Read:
         paths = [tmp_path / f"secret-{place}.pdf" for place in range(len(files))]
         for path, content in zip(paths, files, strict=True):
             path.write_bytes(content)
-        documents = Documents(paths, pages, 20_000_000, seconds)
+        documents = Documents(paths, pages, 20_000_000, seconds, NOTHING)
         try:
             documents.open()
             sizes = [(min(1000, round(width)), min(1000, round(height))) for width, height in documents.sizes]
@@ -51,7 +53,7 @@ def test_pages_come_in_order_with_their_sizes_and_introductions(tmp_path: Path) 
     paths = [tmp_path / "a.pdf", tmp_path / "b.pdf"]
     paths[0].write_bytes(many_pages(3))
     paths[1].write_bytes(one_page("/Rotate 90"))
-    documents = Documents(paths, "1,3-", 20_000_000, 20)
+    documents = Documents(paths, "1,3-", 20_000_000, 20, NOTHING)
     documents.open()
     documents.close()
     assert documents.introductions == ["Page 1 of FILE 1:", "Page 3 of FILE 1:", "Page 1 of FILE 2:"]
@@ -76,7 +78,7 @@ def test_annotations_and_filled_in_forms_are_drawn(read: Read) -> None:
 
 def test_pictures_may_be_asked_for_in_any_order(tmp_path: Path) -> None:
     (tmp_path / "a.pdf").write_bytes(numbers(["1", "2", "3"]))
-    documents = Documents([tmp_path / "a.pdf"], "", 20_000_000, 20)
+    documents = Documents([tmp_path / "a.pdf"], "", 20_000_000, 20, NOTHING)
     documents.open()
     documents.send_sizes([(61, 79)] * 3)
     backwards = [documents.picture(position).tobytes() for position in (2, 0, 1)]

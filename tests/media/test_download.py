@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from io import BytesIO
 from ipaddress import ip_address
 from typing import Any, ClassVar
 
@@ -14,7 +15,6 @@ import pytest
 import trustme
 
 from kimi_vl.errors import InvalidRequest
-from kimi_vl.media import download as module
 from kimi_vl.media.download import Address, download, is_public
 
 AUTHORITY = trustme.CA()
@@ -91,6 +91,14 @@ def port() -> Iterator[int]:
     server.shutdown()
 
 
+@pytest.fixture(scope="module")
+def plain_port() -> Iterator[int]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server.server_address[1]
+    server.shutdown()
+
+
 @pytest.fixture(autouse=True)
 def asked() -> list[tuple[str, dict[str, str]]]:
     Handler.asked.clear()
@@ -112,15 +120,25 @@ def names(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
     return known
 
 
-def fetch(url: str, max_bytes: int = 1000, public: Callable[[Address], bool] = lambda address: True) -> bytes:
+def fetch(
+    url: str, max_bytes: int = 1000, public: Callable[[Address], bool] = lambda address: True, seconds: float = 10
+) -> bytes:
     context = ssl.create_default_context()
     AUTHORITY.configure_trust(context)
-    return download(url, 0, max_bytes, is_public=public, context=context)
+    file = BytesIO()
+    download(url, "The first picture", file, max_bytes, time.monotonic() + seconds, public, context)
+    return file.getvalue()
 
 
 @pytest.mark.parametrize("path", ["/picture", "", "/chunked", "/rounds/2", "/rounds/0#there"])
 def test_gives_the_file(port: int, path: str) -> None:
     assert fetch(f"https://127.0.0.1:{port}{path}") == PICTURE
+
+
+def test_http_is_enough_for_a_url_that_begins_with_it(port: int, plain_port: int, asked: list[Any]) -> None:
+    assert fetch(f"http://127.0.0.1:{plain_port}/chunked") == PICTURE
+    assert fetch(f"HTTP://127.0.0.1:{plain_port}/to/https://127.0.0.1:{port}/picture") == PICTURE
+    assert asked[0][1]["Host"] == f"127.0.0.1:{plain_port}"
 
 
 def test_asks_for_the_name_and_tells_nothing_else(
@@ -133,7 +151,7 @@ def test_asks_for_the_name_and_tells_nothing_else(
     ((path, headers),) = asked
     assert path == "/%C3%A9%20a/%20?q=%C3%BC"
     assert headers.pop("Host") == f"pictures.example:{port}"
-    assert headers == {"Accept": "image/*", "User-Agent": "kimi-vl", "Accept-Encoding": "identity"}
+    assert headers == {"Accept": "*/*", "User-Agent": "kimi-vl", "Accept-Encoding": "identity"}
 
 
 def test_names_of_other_scripts(port: int, names: dict[str, list[str]]) -> None:
@@ -151,19 +169,19 @@ def test_a_file_too_large_is_read_no_further(port: int) -> None:
 
 
 @pytest.mark.parametrize("page", ["drip", "drip_headers"])
+@pytest.mark.parametrize("scheme", ["http", "https"])
 def test_a_server_that_trickles_has_no_more_time_than_another(
-    port: int, page: str, monkeypatch: pytest.MonkeyPatch
+    port: int, plain_port: int, scheme: str, page: str
 ) -> None:
-    monkeypatch.setattr(module, "SECONDS", 0.5)
-    with pytest.raises(InvalidRequest, match="The first picture was not there within"):
-        fetch(f"https://127.0.0.1:{port}/{page}", max_bytes=10_000)
+    with pytest.raises(TimeoutError):
+        fetch(f"{scheme}://127.0.0.1:{port if scheme == 'https' else plain_port}/{page}", 10_000, seconds=0.5)
 
 
-def test_a_server_that_says_nothing_has_no_more_time_either(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "SECONDS", 0.5)
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_a_server_that_says_nothing_has_no_more_time_either(scheme: str) -> None:
     silent = socket.create_server(("127.0.0.1", 0))  # it never begins with TLS
-    with silent, pytest.raises(InvalidRequest, match="was not there within"):
-        fetch(f"https://127.0.0.1:{silent.getsockname()[1]}/")
+    with silent, pytest.raises(TimeoutError):
+        fetch(f"{scheme}://127.0.0.1:{silent.getsockname()[1]}/", seconds=0.5)
 
 
 @pytest.mark.parametrize(
@@ -188,7 +206,18 @@ def test_answers_that_are_no_file(port: int, path: str, sentence: str) -> None:
 
 @pytest.mark.parametrize(
     "url",
-    ["https://", "https://[::1", "https://a:99999/", "https://" + "a" * 64, "https://a b/", "https://127.0.0.1:1/"],
+    [
+        "",
+        "ftp://a/",
+        "http://",
+        "http://127.0.0.1:1/",
+        "https://",
+        "https://[::1",
+        "https://a:99999/",
+        "https://" + "a" * 64,
+        "https://a b/",
+        "https://127.0.0.1:1/",
+    ],
 )
 def test_urls_that_lead_nowhere(url: str) -> None:
     with pytest.raises(InvalidRequest, match="The first picture"):
@@ -203,9 +232,17 @@ def test_the_certificate_must_be_the_hosts(port: int, names: dict[str, list[str]
 
 def test_the_certificate_must_be_of_an_authority_that_is_trusted(port: int) -> None:
     with pytest.raises(InvalidRequest, match="could not be fetched"):  # the system does not know the one of this file
-        download(f"https://127.0.0.1:{port}/", 0, 1000, is_public=lambda address: True)
+        download(
+            f"https://127.0.0.1:{port}/",
+            "The first picture",
+            BytesIO(),
+            1000,
+            time.monotonic() + 10,
+            lambda address: True,
+        )
 
 
+@pytest.mark.parametrize("scheme", ["http", "https"])
 @pytest.mark.parametrize(
     "host",
     [
@@ -213,9 +250,9 @@ def test_the_certificate_must_be_of_an_authority_that_is_trusted(port: int) -> N
         *("[::]", "[::1]", "[::ffff:127.0.0.1]", "[64:ff9b::7f00:1]", "[fe80::1]", "[fd00:ec2::254]"),
     ],
 )
-def test_no_form_of_an_address_within_is_connected_to(port: int, host: str, asked: list[Any]) -> None:
+def test_no_form_of_an_address_within_is_connected_to(port: int, scheme: str, host: str, asked: list[Any]) -> None:
     with pytest.raises(InvalidRequest, match="whose host has no public address"):
-        fetch(f"https://{host}:{port}/", public=is_public)
+        fetch(f"{scheme}://{host}:{port}/", public=is_public)
     assert not asked
 
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from kimi_vl.errors import InvalidRequest
+from kimi_vl.media.sources import Fetching
 from kimi_vl.media.video_frames import Stream, open_film, pick_frames
 from kimi_vl.media.videos import Video
 from tests.media.films import SIZE, coloured, film, number_of, sound_only
@@ -26,12 +27,13 @@ KINDS = {
     "film.webm": {"codec": "libvpx-vp9"},
     "film.gif": {"codec": "gif", "pixels": "rgb8"},
 }
+NOTHING = Fetching(seconds=0, private=False)
 Seen = tuple[list[str], list[Image.Image]]
 
 
 def seen(path: Path, frames: int = 16, fps: float = 0, seconds: int = 20, max_pixels: int = 1_000_000) -> Seen:
     """The frames in their own size, and how they are introduced."""
-    video = Video(path, frames, fps, 20_000_000, max_pixels, seconds)
+    video = Video(path, frames, fps, 20_000_000, max_pixels, seconds, NOTHING)
     try:
         video.open()
         sizes = [(int(width), int(height)) for width, height in video.sizes]

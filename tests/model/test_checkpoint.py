@@ -138,7 +138,7 @@ def test_an_interrupted_copy_is_no_model(tmp_path: Path) -> None:
     folder = shutil.copytree(TINY, tmp_path / "thinking")
     assert variants.best_model(weights) == "thinking"
     (folder / "model.safetensors").rename(folder / "model-1-of-2.safetensors")
-    shards = {"weight_map": {"a": "model-1-of-2.safetensors", "b": "model-2-of-2.safetensors"}}
+    shards = {"metadata": {}, "weight_map": {"a": "model-1-of-2.safetensors", "b": "model-2-of-2.safetensors"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(shards))
     assert missing_files(folder) == ["model-2-of-2.safetensors"]
     assert variants.best_model(weights) == "tiny"

@@ -55,7 +55,7 @@ def cut() -> Cut:
     halves = {FIRST: names[: len(names) // 2], SECOND: names[len(names) // 2 :]}
     for file, half in halves.items():
         files[file] = save({name: tensors[name] for name in half}, {"format": "pt"})
-    index = {"weight_map": {name: file for file, half in halves.items() for name in half}}
+    index = {"metadata": {}, "weight_map": {name: file for file, half in halves.items() for name in half}}
     files["model.safetensors.index.json"] = json.dumps(index).encode()
     return Cut({**NOT_WANTED, **files}, set(files))
 

@@ -88,7 +88,7 @@ def test_the_full_size_is_inspected_within_three_seconds(tmp_path: Path) -> None
         path = tmp_path / f"model-{shard}.safetensors"
         path.write_bytes(len(data).to_bytes(8, "little") + data)
         os.truncate(path, 8 + len(data) + end)  # a hole, which takes no space
-    (tmp_path / INDEX).write_text(json.dumps({"weight_map": index}))
+    (tmp_path / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": index}))
     started = time.monotonic()
     inspect_folder(tmp_path)
     assert time.monotonic() - started < 3
@@ -239,6 +239,8 @@ def test_a_folder_that_cannot_be_used(folder: Path, change: Callable[[Path], Non
         (write("model.safetensors", ""), "model.safetensors belongs to no part of this checkpoint"),
         (write(INDEX, "{"), f"{INDEX} is damaged"),
         (write(INDEX, "{}"), f"{INDEX} has no weight_map"),
+        (write(INDEX, '{"weight_map": {"a": "model-1.safetensors"}}'), f"{INDEX} has no metadata"),
+        (write(INDEX, '{"weight_map": {"a": "model-1.safetensors"}, "metadata": 5}'), f"{INDEX} has no metadata"),
         (
             write(INDEX, '{"weight_map": {"a": "../a.safetensors"}}'),
             "names '../a.safetensors', which is no safetensors",

@@ -15,6 +15,7 @@ from kimi_vl.engine.fast.matrix import Matrix
 from kimi_vl.engine.fast.memory import scheme_that_fits
 from kimi_vl.engine.fast.network import Network
 from kimi_vl.engine.fast.weights import Attention, Mlp, Weights, parts
+from kimi_vl.model.checkpoint import checked_config
 from kimi_vl.model.configuration import KimiVLConfig
 from kimi_vl.model.inspection import inspect_folder
 from kimi_vl.model.modeling import KimiVLForConditionalGeneration
@@ -38,7 +39,7 @@ def load_network(
     """
     started = perf_counter()
     tensors = inspect_folder(folder)
-    network = _allocate(KimiVLConfig.from_pretrained(folder), device, dtype, quantization)
+    network = _allocate(checked_config(folder), device, dtype, quantization)
     if device.type == "cuda":
         compile_ahead(lambda: _quantise_a_row(network.weights))
     read_tensors(tensors, dict(_places(network)), device)

@@ -11,3 +11,8 @@ class InvalidRequest(ValueError):
 
 class Misconfigured(Exception):
     """The service cannot start as it was set up; the message tells the person who runs it what to do."""
+
+
+def printable(text: str) -> str:
+    """What a client sent, as a message may repeat it: what is no visible character stands as an escape."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

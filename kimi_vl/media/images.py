@@ -23,7 +23,6 @@ ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "
 
 pillow_heif.register_heif_opener()
 logging.getLogger("PIL").addHandler(logging.NullHandler())  # a client would see in its log what Pillow thinks of a file
-Image.MAX_IMAGE_PIXELS = None  # the limit is ours, and checked before any pixel is decoded
 
 
 @dataclass(frozen=True)
@@ -70,20 +69,21 @@ def decode_image(data: bytes, position: int, limits: ImageLimits) -> Image.Image
     if len(data) > limits.max_bytes:
         raise InvalidRequest(f"{name} is larger than {limits.max_bytes / 1e6:g} MB, the limit; send a smaller file.")
     damaged = InvalidRequest(f"{name} is damaged or incomplete; send it again.")
+    megapixels = f"megapixels and the limit is {limits.max_pixels / 1e6:g}; send a smaller one."
+    Image.MAX_IMAGE_PIXELS = limits.max_pixels  # Pillow refuses twice as much, before a GIF takes memory for it
     try:
         picture = _open(data)
         if picture is None:
             raise InvalidRequest(f"{name} is not a picture of a known type; send a {FORMATS_TO_SEND} file.")
         pixels = picture.width * picture.height
         if pixels > limits.max_pixels:
-            raise InvalidRequest(
-                f"{name} has {pixels / 1e6:.0f} megapixels and the limit is {limits.max_pixels / 1e6:g}; "
-                "send a smaller one."
-            )
+            raise InvalidRequest(f"{name} has {pixels / 1e6:.0f} {megapixels}")
         picture.load()
         return to_srgb(_upright(picture))
     except InvalidRequest:
         raise
+    except Image.DecompressionBombError:
+        raise InvalidRequest(f"{name} has more than {2 * limits.max_pixels / 1e6:.0f} {megapixels}") from None
     except (MemoryError, RecursionError):
         raise damaged from None
     except Exception:  # decoders raise whatever they meet: OSError, ValueError, SyntaxError, struct.error, zlib.error …

@@ -232,7 +232,10 @@ def header_only(width: int, height: int) -> bytes:
         (b"<svg/>" * 100, f"The first picture is not a picture of a known type; send a {FORMATS_TO_SEND} file."),
         (bytes(20_000_001), "The first picture is larger than 20 MB, the limit; send a smaller file."),
         (header_only(8001, 8000), "The first picture has 64 megapixels and the limit is 64; send a smaller one."),
-        (header_only(60_000, 60_000), "The first picture has 3600 megapixels and the limit is 64; send a smaller one."),
+        (
+            header_only(60_000, 60_000),
+            "The first picture has more than 128 megapixels and the limit is 64; send a smaller one.",
+        ),
         (header_only(100, 100), "The first picture is damaged or incomplete; send it again."),
         (
             encoded(scene(), "PPM"),

@@ -1,4 +1,4 @@
-"""Whether a grammar takes little to compile: tried in a process of its own, as its compiler cannot be interrupted."""
+"""Whether a grammar takes little to compile, tried in a process of its own: the compiler cannot be interrupted."""
 
 import os
 import resource

@@ -1,8 +1,8 @@
 """Feeds what reads untrusted bytes with ever new ones, guided by what of the code they reach (atheris).
 
 It begins with tests/fuzz/corpus. An input that breaks a target's promise, crashes the process or does not end goes to a
-file DIR/TARGET-crash-… (-timeout-…, -oom-…), and DIR/TARGET.log tells why; --file feeds it again. Mended, it belongs
-into the corpus. What the targets promise is in scripts/fuzzing/targets.py. Ends with status 1 if anything was found.
+file DIR/TARGET-crash-… (-timeout-…, -oom-…, -signal-…), and DIR/TARGET.log tells why; --file feeds it again. Mended, it
+belongs into the corpus. The promises are in scripts/fuzzing/targets.py. Ends with status 1 if anything was found.
 """
 
 import argparse
@@ -31,9 +31,16 @@ LIMITS = ("-timeout=60", "-rss_limit_mb=3000")  # of one input, for what the tar
 PLAIN = 0.2  # of the inputs of targets that have a form are changed without regard to it
 
 
-def fuzz(name: str, arguments: Sequence[str]) -> None:
-    """Feeds one target, and ends this process, with a status other than 0 if something was found."""
+def fuzz(name: str, arguments: Sequence[str], fed: Path) -> None:
+    """Feeds one target, each input after it was written to a file.
+
+    Ends this process, with a status other than 0, or by a signal, if something was found.
+    """
     target = TARGETS[name]
+
+    def feed(data: bytes) -> None:
+        fed.write_bytes(data)
+        target(data)
 
     def mutated(data: bytes, longest: int, seed: int) -> bytes:
         random = Random(seed)
@@ -42,11 +49,11 @@ def fuzz(name: str, arguments: Sequence[str]) -> None:
         return target.mutate(data, random)[:longest]
 
     options = [*LIMITS, f"-max_len={target.longest}", *arguments]
-    atheris.Setup([sys.argv[0], *options], target, custom_mutator=mutated if target.mutate else None)
+    atheris.Setup([sys.argv[0], *options], feed, custom_mutator=mutated if target.mutate else None)
     atheris.Fuzz()
 
 
-def fuzz_into_log(name: str, out: Path, arguments: Sequence[str]) -> None:
+def fuzz_into_log(name: str, out: Path, arguments: Sequence[str], fed: Path) -> None:
     """The same, with new inputs that reach more code and with findings in a folder."""
     corpus = out / "corpus" / name
     corpus.mkdir(parents=True, exist_ok=True)
@@ -54,7 +61,8 @@ def fuzz_into_log(name: str, out: Path, arguments: Sequence[str]) -> None:
     os.dup2(log, 1)
     os.dup2(log, 2)
     # All of the corpus is kept: what it reaches within the libraries is not seen.
-    fuzz(name, ["-keep_seed=1", f"-artifact_prefix={out}/{name}-", *arguments, str(corpus), str(CORPUS / name)])
+    arguments = ["-keep_seed=1", f"-artifact_prefix={out}/{name}-", *arguments, str(corpus), str(CORPUS / name)]
+    fuzz(name, arguments, fed)
 
 
 def main() -> int:
@@ -68,8 +76,11 @@ def main() -> int:
     names = options.targets or list(TARGETS)
     if unknown := set(names) - set(TARGETS):
         parser.error(f"there is no target {', '.join(sorted(unknown))}")
+    if options.file and len(options.targets) != 1:
+        parser.error("--file needs one TARGET")
     if options.file:
-        fuzz(names[0], [str(options.file)])
+        fuzz(names[0], [str(options.file)], Path(os.devnull))
+    out = options.out.resolve()
     ends = monotonic() + options.hours * 3600
     found = False
     for name in names if options.short else cycle(names):
@@ -77,10 +88,13 @@ def main() -> int:
         if seconds < 1:
             break
         limit = ["-seed=1", f"-runs={TARGETS[name].short}"] if options.short else [f"-max_total_time={seconds:.0f}"]
+        fed = out / f"{name}-fed"
         process = os.fork()  # for each round, since what is found ends it
         if not process:
-            fuzz_into_log(name, options.out.resolve(), limit)
+            fuzz_into_log(name, out, limit, fed)
         status = os.waitpid(process, 0)[1]
+        if os.WIFSIGNALED(status):  # libFuzzer had no chance to write it, as when the stack has overflowed
+            fed.rename(out / f"{name}-signal-{os.WTERMSIG(status)}-{strftime('%H%M%S')}")
         found |= status != 0
         print(strftime("%H:%M:%S"), name, "found something" if status else "found nothing", flush=True)
     return int(found)

@@ -15,3 +15,8 @@ class Misconfigured(Exception):
 
 class DeadlinePassed(Exception):
     """The time for a request is over before the model began; its answer is empty."""
+
+
+def printable(text: str) -> str:
+    """What a client sent, as a message may repeat it: what is no visible character stands as an escape."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

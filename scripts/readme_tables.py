@@ -44,13 +44,13 @@ def limits() -> str:
     bounds = {
         "all texts together": f"{request.MAX_CHARACTERS:,} characters, and what fits the context with the pictures",
         "`messages`": f"{messages.MAX_MESSAGES:,}, with {messages.MAX_PARTS:,} parts in all",
-        "pictures": _settable(default, "max_images"),
+        "pictures": f"{_settable(default, 'max_images')}; {_settable(default, 'max_request_pixels', ' pixels')} in all",
         "a picture": f"{_size(default, 'max_image_bytes')}; {_settable(default, 'max_image_pixels', ' pixels')}",
         "documents": f"{_settable(default, 'max_documents')}; {documents.MAX_PAGES:,} pages in all",
         "a document": _size(default, "max_document_bytes"),
         "`pages`": f"{documents.MAX_PICKS:,} characters",
         "a video": f"{_size(default, 'max_video_bytes')}; {videos.MAX_FRAMES} of its frames are seen",
-        "reading documents or a video": f"{confined.MEMORY >> 30} GB of memory, "
+        "reading pictures, documents or a video": f"{confined.MEMORY >> 20} MB of memory, "
         f"{_settable(default, 'max_media_seconds', ' seconds')}, in a process of its own",
         "a URL": f"{messages.MAX_URL_CHARACTERS:,} characters, {MAX_REDIRECTS} redirects, public addresses; for all "
         f"together {_settable(default, 'max_media_seconds', ' seconds')}",

@@ -32,7 +32,6 @@ TURNS = {  # what undoes it
 pillow_heif.register_heif_opener()
 AvifImagePlugin.DEFAULT_MAX_THREADS = THREADS  # else one for each core, whose stacks would count as memory
 Image.init()  # while the process waits
-Image.MAX_IMAGE_PIXELS = None  # the limit is ours, and checked before any pixel is decoded
 
 
 def work(channel: Channel, request: Message) -> None:
@@ -84,17 +83,19 @@ def open_picture(file: BinaryIO, name: str, max_pixels: int) -> Image.Image:
     """
     if not os.fstat(file.fileno()).st_size:
         raise InvalidRequest(f"{name} is empty; send a {FORMATS_TO_SEND} file.")
+    megapixels = f"megapixels and the limit is {max_pixels / 1e6:g}; send a smaller one."
+    Image.MAX_IMAGE_PIXELS = max_pixels  # Pillow refuses twice as much, before a GIF takes memory for it
     try:
         picture = Image.open(file, formats=FORMATS)
+    except Image.DecompressionBombError:
+        raise InvalidRequest(f"{name} has more than {2 * max_pixels / 1e6:.0f} {megapixels}") from None
     except Image.UnidentifiedImageError:
         raise InvalidRequest(f"{name} is not a picture of a known type; send a {FORMATS_TO_SEND} file.") from None
     except Exception as error:  # decoders raise whatever they meet: OSError, ValueError, SyntaxError, struct.error …
         raise _refusal(error, name) from None
     pixels = picture.width * picture.height
     if pixels > max_pixels:
-        raise InvalidRequest(
-            f"{name} has {pixels / 1e6:.0f} megapixels and the limit is {max_pixels / 1e6:g}; send a smaller one."
-        )
+        raise InvalidRequest(f"{name} has {pixels / 1e6:.0f} {megapixels}")
     return picture
 
 

@@ -6,17 +6,19 @@ import subprocess
 import sys
 from functools import lru_cache
 from pathlib import Path
+from threading import Thread, stack_size
 
-from llguidance import LLMatcher
+from llguidance import LLMatcher, LLTokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
 SECONDS = 3  # of CPU time; a hundred large objects take less than one
 MEMORY = 1 << 30  # bytes of address space
+STACK = 1 << 20  # bytes; the service's own threads have more
 
 
 @lru_cache(maxsize=64)
 def is_affordable(grammar: str) -> bool:
-    """Whether a grammar is compiled, or found to be none, within the limits."""
+    """Whether a grammar is compiled, or found to be none, within the limits, and without a crash."""
     try:
         process = subprocess.run(
             [sys.executable, "-sP", "-m", __name__],
@@ -39,7 +41,11 @@ def main() -> None:
     grammar = sys.stdin.buffer.read().decode()
     for limit, value in ((resource.RLIMIT_CPU, SECONDS), (resource.RLIMIT_AS, MEMORY), (resource.RLIMIT_CORE, 0)):
         resource.setrlimit(limit, (value, value))
-    LLMatcher.validate_grammar(grammar)
+    stack_size(STACK)
+    # A matcher, not validate_grammar: some schemas are valid at once and then take minutes to match with.
+    thread = Thread(target=LLMatcher, args=(LLTokenizer("byte"), grammar))
+    thread.start()
+    thread.join()
 
 
 if __name__ == "__main__":

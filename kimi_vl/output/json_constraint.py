@@ -10,7 +10,7 @@ from llguidance.numpy import fill_next_token_bitmask
 from llguidance.tiktoken import lltokenizer_from_encoding
 from torch import Tensor
 
-from kimi_vl.errors import InvalidRequest
+from kimi_vl.errors import InvalidRequest, printable
 from kimi_vl.output.grammar_check import MEMORY, SECONDS, is_affordable
 from kimi_vl.output.thinking import CLOSING, OPENING
 from kimi_vl.prompt.tokenizer import TikTokenTokenizer
@@ -69,11 +69,12 @@ class JsonConstraints:
         if not is_affordable(grammar):
             raise InvalidRequest(
                 f"json_schema takes more than {SECONDS} seconds or {MEMORY >> 30} GB of memory to prepare, the limits; "
-                "simplify its patterns and choices."
+                "simplify its patterns, choices and numbers."
             )
         matcher = LLMatcher(self._matchers_tokenizer, grammar)
         if matcher.is_error():
-            reason = matcher.get_error().splitlines()[0].rpartition("JSON schema: ")[2][:200].rstrip(".:")
+            told = matcher.get_error().splitlines()[0].rpartition("JSON schema: ")[2]
+            reason = printable(told)[:200].rstrip(".:")
             raise InvalidRequest(f"json_schema cannot be enforced: {reason}; leave that out or change it.")
         return JsonConstraint(matcher, self._tokenizer.vocab_size)
 

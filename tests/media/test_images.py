@@ -236,7 +236,10 @@ def header_only(width: int, height: int) -> bytes:
         (b"%PDF-1.4 " * 100, f"The first picture is not a picture of a known type; send a {FORMATS_TO_SEND} file."),
         (b"<svg/>" * 100, f"The first picture is not a picture of a known type; send a {FORMATS_TO_SEND} file."),
         (header_only(8001, 8000), "The first picture has 64 megapixels and the limit is 64; send a smaller one."),
-        (header_only(60_000, 60_000), "The first picture has 3600 megapixels and the limit is 64; send a smaller one."),
+        (
+            header_only(60_000, 60_000),
+            "The first picture has more than 128 megapixels and the limit is 64; send a smaller one.",
+        ),
         (header_only(100, 100), "The first picture is damaged or incomplete; send it again."),
         (
             encoded(scene(), "PPM"),

@@ -1,0 +1,1 @@
+"""What scripts/fuzz.py feeds, with what, and what must hold then."""

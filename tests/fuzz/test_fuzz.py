@@ -1,0 +1,18 @@
+"""Whatever is read holds its promise (scripts/fuzzing/targets.py), for the corpus and for some inputs made from it."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_no_input_breaks_a_promise(tmp_path: Path) -> None:
+    pytest.importorskip("atheris", reason="atheris has no wheel for this machine")
+    command = [sys.executable, ROOT / "scripts" / "fuzz.py", "--short", "--out", tmp_path]
+    process = subprocess.run(command, capture_output=True, text=True)
+    logs = "".join(log.read_text()[-2000:] for log in tmp_path.glob("*.log"))
+    assert process.returncode == 0, process.stdout + logs
+    assert process.stdout.count("found nothing") == len(list(tmp_path.glob("*.log"))) == 7

@@ -6,6 +6,7 @@ import shutil
 import signal
 import threading
 import time
+from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -16,8 +17,10 @@ import pytest
 
 from tests.contract.conftest import Server
 from tests.contract.test_predictions import CIRCLES
+from tests.media.pdfs import numbers
 
 SUM: dict[str, Any] = {"prompt": "What is 12 + 7?", "temperature": 0}
+DOCUMENT = "data:application/pdf;base64," + b64encode(numbers(["17"])).decode()
 COUNTING = '{"type": "array", "items": {"type": "integer", "maximum": 9}, "minItems": 4000}'
 LONG: dict[str, Any] = {**SUM, "thinking_budget": 0, "json_schema": COUNTING, "max_new_tokens": 8000}
 
@@ -63,12 +66,12 @@ def test_a_full_disk_fails_what_needs_it_alone(server: Server) -> None:
     is_right(server)
 
 
-def test_without_a_temp_folder_only_files_fail(server: Server, folder: Path) -> None:
+def test_without_a_temp_folder_only_documents_and_videos_fail(server: Server, folder: Path) -> None:
     is_right(server)
     shutil.rmtree(folder)
     try:
-        assert server.predict(**CIRCLES)["status"] == "failed"
-        assert server.predict(**SUM)["output"][0]["answer"] == "19"
+        assert server.predict(**SUM, documents=[DOCUMENT])["status"] == "failed"
+        is_right(server)
     finally:
         folder.mkdir()
     is_right(server)

@@ -101,7 +101,10 @@ def test_a_failure_in_any_stage_harms_no_other(
     is_right(service, everything)
 
 
-@pytest.mark.parametrize("stage", ["download", "read_image"])
+COMING = {"download": "kimi_vl.media.sources.download", "decode": "kimi_vl.media.images.Images.picture"}
+
+
+@pytest.mark.parametrize("stage", COMING)
 def test_a_cancel_while_pictures_come_in(
     service: Service, everything: Request, stage: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -113,8 +116,7 @@ def test_a_cancel_while_pictures_come_in(
         return Image.new("RGB", (28, 28))
 
     with monkeypatch.context() as patch:
-        patch.setattr(f"kimi_vl.request.{stage}", slow)
-        patch.setattr("kimi_vl.request.decode_image", lambda picture, *_: picture)
+        patch.setattr(COMING[stage], slow)
         request = Request("What?", messages=REMOTE) if stage == "download" else everything
         cancel_while_reading(lambda: service.answer(request), reading)
         release.set()

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +28,12 @@ Event = tuple[str, dict[str, Any]]
 class Server:
     """Cog's server on a free port: through scripts/serve, or in a folder laid out as the image's."""
 
-    def __init__(
-        self, model: str, log: Path, image: Path | None = None, through: Sequence[str | Path] = (), **settings: str
-    ) -> None:
+    def __init__(self, model: str, log: Path, image: Path | None = None, **settings: str) -> None:
         """
         Args:
             model: for --model.
             log: file of what it prints.
             image: folder laid out as the image's; else scripts/serve starts it.
-            through: a command that runs the command that follows it.
             settings: environment variables.
         """
         with socket.socket() as free:
@@ -52,7 +49,7 @@ class Server:
         self.log = log
         with log.open("w") as output:
             self.process = subprocess.Popen(
-                [*through, *command],
+                command,
                 cwd=image,
                 stdout=output,
                 stderr=output,

@@ -1,5 +1,6 @@
-"""With its weights there, the server connects to nothing in its whole life, but for URLs in requests."""
+"""With its weights there, the worker opens no connection in its whole life, but for URLs in requests."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -13,23 +14,25 @@ from tests.media.films import film, numbered
 from tests.media.pdfs import numbers
 from tests.six_turns import NUMBER, uri, user
 
-NO_CONNECT = [sys.executable, Path(__file__).with_name("no_connect.py")]
+GUARDED = {"PYTHONPATH": str(Path(__file__).with_name("guard"))}
 GREEDY = {"temperature": 0.0}
 
 
 @pytest.fixture
 def unconnected(tmp_path: Path) -> Iterator[Server]:
-    """One that dies when it connects to anything."""
-    server = Server("tiny", tmp_path / "log", through=NO_CONNECT)
-    server.wait()
-    yield server
-    server.stop()
+    """One whose worker dies when it opens a connection to anything."""
+    server = Server("tiny", tmp_path / "log", **GUARDED)
+    try:
+        server.wait()
+        yield server
+    finally:
+        server.stop()
 
 
 def test_a_connection_is_noticed() -> None:
-    code = "import socket; socket.socket().connect_ex(('127.0.0.1', 1))"
-    for command, status in ((["-c", "pass"], 0), (["-c", code], -signal.SIGSYS)):
-        assert subprocess.run([*NO_CONNECT, sys.executable, *command]).returncode == status
+    for code, status in (("socketpair()", 0), ("socket()", -signal.SIGSYS), ("socket(AF_INET6)", -signal.SIGSYS)):
+        command = [sys.executable, "-c", f"from socket import *; {code}  # _run_worker()"]
+        assert subprocess.run(command, env={**os.environ, **GUARDED}).returncode == status
 
 
 def test_from_its_start_to_its_end(unconnected: Server, tmp_path: Path) -> None:

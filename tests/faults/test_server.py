@@ -67,10 +67,16 @@ def test_a_full_disk_fails_what_needs_it_alone(server: Server) -> None:
 
 
 def test_without_a_temp_folder_only_documents_and_videos_fail(server: Server, folder: Path) -> None:
+    assert server.predict(**SUM, documents=[DOCUMENT])["status"] == "succeeded"
     is_right(server)
     shutil.rmtree(folder)
     try:
-        assert server.predict(**SUM, documents=[DOCUMENT])["status"] == "failed"
+        result = server.predict(**SUM, documents=[DOCUMENT])
+        assert result["status"] == "failed"
+        assert result["error"].endswith("The server failed to answer; your request is not at fault, send it again.")
+        assert str(folder) not in str(result), "nothing of the inside is shown"
+        assert result["logs"] == ""
+        assert "Traceback" in server.log.read_text()
         is_right(server)
     finally:
         folder.mkdir()

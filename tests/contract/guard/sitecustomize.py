@@ -1,20 +1,19 @@
-"""Runs a command, and kills whatever of it or of its children connects to an address of the internet's protocols.
+"""With this folder on PYTHONPATH, Cog's worker, or what it starts, is killed when it opens a socket of the internet.
 
-python no_connect.py COMMAND [ARGUMENT…]; a seccomp filter, for which nobody needs to be root.
+By a seccomp filter, for which nobody needs to be root. Cog's server process, which has to listen, is not watched.
 """
 
 import ctypes
-import os
 import platform
+import socket
 import struct
 import sys
 
-CONNECT = {"x86_64": 42, "aarch64": 203}[platform.machine()]
+SOCKET = {"x86_64": 41, "aarch64": 198}[platform.machine()]
 NO_NEW_PRIVILEGES, SET_SECCOMP, FILTER = 38, 22, 2  # prctl's
 LOAD, JUMP_IF_EQUAL, RETURN = 0x20, 0x15, 0x06  # of the kernel's packet filters
 ALLOW, KILL = 0x7FFF0000, 0x80000000
-NUMBER, LENGTH = 0, 32  # where a filter finds the system call's number, and its third argument
-LENGTHS = (16, 28)  # of IPv4's and IPv6's addresses; those of sockets in the file system are others
+NUMBER, FAMILY = 0, 16  # where a filter finds the system call's number, and its first argument
 
 
 class Program(ctypes.Structure):
@@ -27,10 +26,10 @@ def forbid() -> None:
     """From now on, for this process and its children."""
     instructions = [
         (LOAD, 0, 0, NUMBER),
-        (JUMP_IF_EQUAL, 0, 4, CONNECT),  # else four further
-        (LOAD, 0, 0, LENGTH),
-        (JUMP_IF_EQUAL, 1, 0, LENGTHS[0]),
-        (JUMP_IF_EQUAL, 0, 1, LENGTHS[1]),
+        (JUMP_IF_EQUAL, 0, 4, SOCKET),  # else four further
+        (LOAD, 0, 0, FAMILY),
+        (JUMP_IF_EQUAL, 1, 0, socket.AF_INET),
+        (JUMP_IF_EQUAL, 0, 1, socket.AF_INET6),
         (RETURN, 0, 0, KILL),
         (RETURN, 0, 0, ALLOW),
     ]
@@ -44,6 +43,7 @@ def forbid() -> None:
             raise OSError(ctypes.get_errno(), "this kernel takes no filter")
 
 
-if __name__ == "__main__":
+if "_run_worker" in sys.orig_argv[-1]:
+    import urllib3  # noqa: F401  it opens one when it is imported, to see whether this machine has IPv6
+
     forbid()
-    os.execvp(sys.argv[1], sys.argv[1:])

@@ -1,0 +1,1 @@
+"""What scripts/soak.py asks, whom, and what it then measures."""

@@ -252,9 +252,7 @@ def _answer(arguments: argparse.Namespace, chats: bool) -> None:
     request = Request(**{name: getattr(arguments, name) for name in REQUEST})
     request.check(settings)
     if not settings.allow_urls:  # else a picture might be downloaded twice
-        with closing(request.pictures(settings)) as pictures:
-            for _ in pictures.read(1):  # what is wrong with them is said before the wait for the weights
-                pass
+        request.check_pictures(settings)  # what is wrong with them is said before the wait for the weights
     for attachment in request.attachments(settings):
         with closing(attachment):
             attachment.open()

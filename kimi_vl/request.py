@@ -1,6 +1,7 @@
 """What can be asked, and every limit on it."""
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from typing import BinaryIO
@@ -137,6 +138,16 @@ class Request:
         """
         files = [open_picture() for open_picture in self.picture_files(settings)]
         return Images(files, *image_limits(settings))
+
+    def check_pictures(self, settings: Settings) -> None:
+        """Reads all pictures, as small as can be.
+
+        Raises:
+            InvalidRequest: as for `pictures`, or one cannot be used.
+        """
+        with closing(self.pictures(settings)) as pictures:
+            for _ in pictures.read(1):
+                pass
 
     def conversation(self, introductions: Sequence[str] = ()) -> Conversation:
         """The turns, the prompt's at their end, and the pictures in them.

@@ -4,7 +4,6 @@ import os
 import re
 import sys
 from collections.abc import Sequence
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -111,9 +110,7 @@ class Chat:
         pictures, settings = [*self._pictures, *self._waiting, file], self._service.settings
         if len(pictures) > settings.max_images:
             raise InvalidRequest(f"A conversation has at most {settings.max_images} pictures; /reset begins a new one.")
-        with closing(replace(self._options, prompt="?", images=pictures).pictures(settings)) as read:
-            for _ in read.read(1):  # says what is wrong with it
-                pass
+        replace(self._options, prompt="?", images=pictures).check_pictures(settings)
         self._waiting.append(file)
         say(f"It is picture {len(pictures)}, and goes with the next question.")
 

@@ -23,7 +23,6 @@ from kimi_vl.service import Service
 from kimi_vl.settings import Settings
 
 WINDOW = 300  # requests at the beginning and at the end that are compared
-SAMPLE = 10  # requests between two looks at what is held
 GROWTH, SLOWER = 1.02, 1.10  # what may become of what is held, and of what is taken
 
 
@@ -57,8 +56,7 @@ def soak(subject: Subject, folder: Path, temporary: Path, last: Callable[[int], 
         subject.run(errand)
         windows[-1].seconds[errand.name].append(time.monotonic() - started)
         done += 1
-        if done % SAMPLE == 0:
-            windows[-1].held.append(held([subject.process], temporary))
+        windows[-1].held.append(held([subject.process], temporary))
         if last(done):
             break
         if done % window == 0:

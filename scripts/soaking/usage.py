@@ -5,6 +5,8 @@ from pathlib import Path
 
 import torch
 
+TOKIO = "tokio-rt-worker"
+
 
 @dataclass(frozen=True)
 class Held:
@@ -12,18 +14,25 @@ class Held:
 
     memory: int  # bytes that are theirs, and their part of what they share
     descriptors: int
-    threads: int
+    threads: int  # without the pool of Cog's Tokio, of which a thread more or fewer waits after each cancelled request
     temporary_files: int
     gpu_memory: int = 0  # bytes that torch has reserved in this process
 
 
 def held(processes: list[int], temporary: Path) -> Held:
     """By these processes and by all that they started, as far as they still run."""
-    everyone = _with_children(processes)
+    while True:
+        try:
+            return _held(_with_children(processes), temporary)
+        except (FileNotFoundError, ProcessLookupError):  # one of them, or a thread, ended just now
+            continue
+
+
+def _held(everyone: list[int], temporary: Path) -> Held:
     return Held(
         memory=sum(_field(process, "smaps_rollup", "Pss") for process in everyone) * 1024,
         descriptors=sum(len(list(Path(f"/proc/{process}/fd").iterdir())) for process in everyone),
-        threads=sum(_field(process, "status", "Threads") for process in everyone),
+        threads=sum(name != TOKIO for process in everyone for name in _threads(process)),
         temporary_files=sum(1 for _ in temporary.rglob("*")),
         gpu_memory=torch.cuda.memory_reserved() if torch.cuda.is_initialized() else 0,
     )
@@ -37,6 +46,10 @@ def _with_children(processes: list[int]) -> list[int]:
         for child in of_thread.read_text().split()
     ]
     return processes + (_with_children(children) if children else [])
+
+
+def _threads(process: int) -> list[str]:
+    return [file.read_text().strip() for file in Path(f"/proc/{process}/task").glob("*/comm")]
 
 
 def _field(process: int, file: str, name: str) -> int:

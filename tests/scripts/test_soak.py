@@ -1,5 +1,6 @@
 """The soak in short, and what it makes of what has grown."""
 
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -39,7 +40,7 @@ def test_all_errands_end_as_they_must_and_leave_nothing(subject: Subject, tmp_pa
 
 def test_a_window_that_is_not_full_is_left_out(tmp_path: Path) -> None:
     class Idle:
-        process = 1
+        process = os.getpid()
 
         def __init__(self) -> None:
             self.names: list[str] = []

@@ -10,12 +10,8 @@ from tests.contract.conftest import Server
 
 @pytest.fixture(scope="package")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    server = Server("tiny", tmp_path_factory.mktemp("attacked") / "log")
-    try:
-        server.wait()
+    with Server("tiny", tmp_path_factory.mktemp("attacked") / "log") as server:
         yield server
-    finally:
-        server.stop()
 
 
 @pytest.fixture(scope="package")

@@ -42,10 +42,8 @@ def within() -> Within:
 @pytest.fixture(scope="module")
 def fetching(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server that fetches the pictures of messages, too."""
-    server = Server("tiny", tmp_path_factory.mktemp("fetching") / "log", KIMI_VL_ALLOW_URLS="1")
-    server.wait()
-    yield server
-    server.stop()
+    with Server("tiny", tmp_path_factory.mktemp("fetching") / "log", KIMI_VL_ALLOW_URLS="1") as server:
+        yield server
 
 
 def request(field: str, uri: str) -> dict[str, Any]:

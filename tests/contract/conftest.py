@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import httpx
 import pytest
@@ -26,7 +26,11 @@ Event = tuple[str, dict[str, Any]]
 
 
 class Server:
-    """Cog's server on a free port: through scripts/serve, or in a folder laid out as the image's."""
+    """Cog's server on a free port: through scripts/serve, or in a folder laid out as the image's.
+
+    Attributes:
+        health: what the health check said once it had started, well or not.
+    """
 
     def __init__(self, model: str, log: Path, image: Path | None = None, **settings: str) -> None:
         """
@@ -58,8 +62,23 @@ class Server:
             )
         self.client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60)
 
-    def wait(self) -> dict[str, Any]:
-        """What the health check says once it has started, well or not."""
+    def __enter__(self) -> Self:
+        try:
+            self.health = self._started()
+        except BaseException:
+            self.__exit__()  # which nobody calls when this fails
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Ends it and its worker."""
+        self.client.close()
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+
+    def _started(self) -> dict[str, Any]:
+        """Waits until it has started, well or not."""
         until = time.monotonic() + START_SECONDS
         while time.monotonic() < until and self.process.poll() is None:
             try:
@@ -111,13 +130,6 @@ class Server:
             time.sleep(0.01)
         return time.monotonic() - started
 
-    def stop(self) -> None:
-        """Ends it and its worker."""
-        self.client.close()
-        if self.process.poll() is None:
-            os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
-
     def _when_free(self, send: Callable[[], httpx.Response]) -> httpx.Response:
         """A slot is free only a little after its response was sent, and until then the answer is 409."""
         until = time.monotonic() + 30
@@ -129,10 +141,8 @@ class Server:
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """One that serves the tiny model."""
-    server = Server("tiny", tmp_path_factory.mktemp("server") / "log")
-    server.wait()
-    yield server
-    server.stop()
+    with Server("tiny", tmp_path_factory.mktemp("server") / "log") as server:
+        yield server
 
 
 @pytest.fixture(scope="session")
@@ -159,7 +169,5 @@ def endless_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def endless(endless_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server whose answers go on until max_new_tokens."""
-    server = Server(str(endless_model), tmp_path_factory.mktemp("server") / "log")
-    server.wait()
-    yield server
-    server.stop()
+    with Server(str(endless_model), tmp_path_factory.mktemp("server") / "log") as server:
+        yield server

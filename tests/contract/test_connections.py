@@ -21,12 +21,8 @@ GREEDY = {"temperature": 0.0}
 @pytest.fixture
 def unconnected(tmp_path: Path) -> Iterator[Server]:
     """One whose worker dies when it opens a connection to anything."""
-    server = Server("tiny", tmp_path / "log", **GUARDED)
-    try:
-        server.wait()
+    with Server("tiny", tmp_path / "log", **GUARDED) as server:
         yield server
-    finally:
-        server.stop()
 
 
 def test_a_connection_is_noticed() -> None:

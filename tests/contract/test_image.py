@@ -36,13 +36,10 @@ def test_it_answers_from_that_folder_alone(image: Path, python: Path, tmp_path: 
     assert "No module named 'kimi_vl'" in subprocess.run(where, cwd=tmp_path, **run).stderr
     assert Path(subprocess.run(where, cwd=image, **run).stdout.strip()).is_relative_to(image)
 
-    server = Server("tiny", tmp_path / "log", image, **environment(python))
-    try:
-        assert server.wait()["status"] == "READY"
+    with Server("tiny", tmp_path / "log", image, **environment(python)) as server:
+        assert server.health["status"] == "READY"
         assert server.predict(**SUM)["output"][0]["answer"] == "19"
         assert server.predict(**SUM, top_p=2)["detail"], "its schema is there"
-    finally:
-        server.stop()
 
 
 def test_the_compose_files_health_check(server: Server) -> None:
@@ -61,9 +58,8 @@ def broken(image: Path, log: Path, predictor: str) -> Server:
 
 
 def test_a_lost_gpu_fails_one_request_and_ends_the_server(image: Path, tmp_path: Path) -> None:
-    server = broken(image, tmp_path / "log", "LostGpu")
-    try:
-        assert server.wait()["status"] == "READY"
+    with broken(image, tmp_path / "log", "LostGpu") as server:
+        assert server.health["status"] == "READY"
         result = server.predict(**SUM)
         assert result["status"] == "failed"
         assert result["logs"] == ""
@@ -72,14 +68,9 @@ def test_a_lost_gpu_fails_one_request_and_ends_the_server(image: Path, tmp_path:
         log = server.log.read_text()
         assert "device-side assert triggered" in log
         assert "this server ends" in log
-    finally:
-        server.stop()
 
 
 def test_a_dead_engine_is_unhealthy_and_ends_the_server(image: Path, tmp_path: Path) -> None:
-    server = broken(image, tmp_path / "log", "DeadEngine")
-    try:
-        assert server.wait()["status"] == "UNHEALTHY"
+    with broken(image, tmp_path / "log", "DeadEngine") as server:
+        assert server.health["status"] == "UNHEALTHY"
         assert server.process.wait(timeout=10) == 0
-    finally:
-        server.stop()

@@ -51,16 +51,14 @@ def test_a_client_that_leaves_frees_the_server_within_a_second(endless: Any) -> 
 
 
 def test_sigterm_under_load_lets_the_running_prediction_finish(endless_model: Path, tmp_path: Path) -> None:
-    server, refused = Server(str(endless_model), tmp_path / "log"), set[object]()
+    refused, results = set[object](), list[dict[str, Any]]()
 
     def insist() -> None:
         with suppress(httpx.TransportError):  # nobody listens any more
             while True:
                 refused.add(httpx.post(f"{server.client.base_url}/predictions", json={"input": SHORT}).status_code)
 
-    try:
-        server.wait()
-        results: list[dict[str, Any]] = []
+    with Server(str(endless_model), tmp_path / "log") as server:
         running = threading.Thread(target=lambda: results.append(server.predict(**LONG | {"max_new_tokens": 300})))
         running.start()
         time.sleep(0.5)
@@ -75,8 +73,6 @@ def test_sigterm_under_load_lets_the_running_prediction_finish(endless_model: Pa
         assert results[0]["status"] == "succeeded"
         assert results[0]["metrics"]["finish_reason"] == "length"
         assert server.process.wait(timeout=20) == 0
-    finally:
-        server.stop()
 
 
 def test_a_first_start_fetches_the_weights_into_the_folder_that_is_given(tmp_path: Path) -> None:
@@ -84,32 +80,22 @@ def test_a_first_start_fetches_the_weights_into_the_folder_that_is_given(tmp_pat
     hub.revisions["someone/tiny", "main"] = {path.name: path.read_bytes() for path in TINY.iterdir()}
     weights = {"KIMI_VL_WEIGHTS_DIR": str(tmp_path / "models")}
     for network in ({"HF_ENDPOINT": hub.url}, {"HF_HUB_OFFLINE": "1"}):  # the second time nothing is asked of it
-        server = Server("hf://someone/tiny", tmp_path / "log", **weights, **network)
-        try:
-            assert server.wait()["status"] == "READY"
+        with Server("hf://someone/tiny", tmp_path / "log", **weights, **network) as server:
+            assert server.health["status"] == "READY"
             assert server.predict(prompt="What is 12 + 7?", temperature=0)["output"][0]["answer"] == "19"
-        finally:
-            server.stop()
     hub.close()
 
 
 def test_without_weights_setup_fails_and_says_how_to_get_them(tmp_path: Path) -> None:
-    server = Server("thinking-2506", tmp_path / "log")  # nobody has these in a test
-    try:
-        health = server.wait()
-        assert health["status"] == "SETUP_FAILED"
-        assert "python scripts/download_weights.py thinking-2506" in health["setup"]["logs"]
-    finally:
-        server.stop()
+    with Server("thinking-2506", tmp_path / "log") as server:  # nobody has these in a test
+        assert server.health["status"] == "SETUP_FAILED"
+        assert "python scripts/download_weights.py thinking-2506" in server.health["setup"]["logs"]
 
 
 def test_a_folder_that_cannot_be_used_is_refused_with_one_sentence(endless_model: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(endless_model, tmp_path / "truncated")
     os.truncate(folder / "model.safetensors", 1_000_000)
-    server = Server(str(folder), tmp_path / "log")
-    try:
-        health = server.wait()
-        assert health["status"] == "SETUP_FAILED"
-        assert f"the model folder {folder} cannot be used: model.safetensors is truncated" in health["setup"]["logs"]
-    finally:
-        server.stop()
+    sentence = f"the model folder {folder} cannot be used: model.safetensors is truncated"
+    with Server(str(folder), tmp_path / "log") as server:
+        assert server.health["status"] == "SETUP_FAILED"
+        assert sentence in server.health["setup"]["logs"]

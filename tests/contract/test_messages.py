@@ -103,10 +103,8 @@ def test_typed_control_tokens_stay_text_in_every_field(server: Any) -> None:
 @pytest.fixture(scope="module")
 def fetching(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server that fetches pictures from URLs."""
-    server = Server("tiny", tmp_path_factory.mktemp("server") / "log", KIMI_VL_ALLOW_URLS="1")
-    server.wait()
-    yield server
-    server.stop()
+    with Server("tiny", tmp_path_factory.mktemp("server") / "log", KIMI_VL_ALLOW_URLS="1") as server:
+        yield server
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "2130706433", "[::1]", "[::ffff:127.0.0.1]", "no.invalid"])

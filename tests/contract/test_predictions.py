@@ -20,9 +20,8 @@ CIRCLES: dict[str, Any] = {"prompt": "How many red circles are there?", "images"
 
 
 def test_it_is_ready_and_says_which_model_answers(server: Any) -> None:
-    health = server.wait()
-    assert health["status"] == "READY"
-    assert "tiny is a demonstration and test model" in health["setup"]["logs"]
+    assert server.health["status"] == "READY"
+    assert "tiny is a demonstration and test model" in server.health["setup"]["logs"]
 
 
 def test_a_plain_call_returns_thinking_and_answer_apart(server: Any) -> None:

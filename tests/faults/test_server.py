@@ -33,10 +33,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def server(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """One that this module may end."""
-    server = Server("tiny", tmp_path_factory.mktemp("server") / "log", TMPDIR=str(folder))
-    server.wait()
-    yield server
-    server.stop()
+    with Server("tiny", tmp_path_factory.mktemp("server") / "log", TMPDIR=str(folder)) as server:
+        yield server
 
 
 def worker(server: Server) -> int:

@@ -22,6 +22,9 @@ PAGE_BYTES = 4096
 INSIDE = re.compile(r"Traceback|Error|0x[0-9a-f]{6}|(^|[\s'\"(])(/|[A-Za-z]:\\)\w")  # what a sentence must not tell
 CONFINED = b"kimi_vl.media.confined"
 QUESTION = "What number is in the picture?"
+RIGHT = "42"
+ANY = ""  # any refusal, or an answer
+HUGE = "megapixels and the limit is 64; send a smaller one."
 
 pillow_heif.register_heif_opener()
 
@@ -31,7 +34,7 @@ def uri(data: bytes, kind: str = "image/png") -> str:
     return f"data:{kind};base64,{b64encode(data).decode()}"
 
 
-def number(text: str = "42") -> Image.Image:
+def number(text: str = RIGHT) -> Image.Image:
     """A picture whose number the tiny model reads."""
     picture = Image.new("RGB", (140, 84), "white")
     ImageDraw.Draw(picture).text((14, 14), text, fill="black", font_size=48)
@@ -50,7 +53,6 @@ class Outcome:
     """What became of a request."""
 
     refusal: str  # "" when it was answered
-    answer: str
     pictures: list[dict[str, Any]]  # as the metrics have them
 
 
@@ -62,8 +64,14 @@ class Target:
         children = _children()
         (self._worker,) = children[server.process.pid]
 
-    def strike(self, name: str, **request: Any) -> Outcome:
-        """Sends one request, and asserts that it ends in time, within the memory, in an answer or one sentence."""
+    def strike(self, name: str, wanted: str = ANY, **request: Any) -> Outcome:
+        """Sends one request, and asserts that it ends in time, within the memory, in an answer or one sentence.
+
+        Args:
+            name: what is printed of it.
+            wanted: RIGHT, a part of the refusal, or ANY.
+            request: what is not as usual in it.
+        """
         request = {"prompt": QUESTION, "temperature": 0, "max_new_tokens": 60, "max_image_tokens": 64, **request}
         self.server.until_free()
         with self._memory() as megabytes:
@@ -75,18 +83,20 @@ class Target:
         assert seconds < SECONDS, f"{name} took {seconds:.1f} s"
         assert megabytes[0] < MEGABYTES, f"{name} took {megabytes[0]:.0f} MB"
         if result["status"] == "succeeded":
-            return Outcome("", result["output"][0]["answer"], result["metrics"]["pictures"])
+            answer = result["output"][0]["answer"]
+            assert wanted in (ANY, answer), f"{name}: {answer}"
+            return Outcome("", result["metrics"]["pictures"])
         kind, _, refusal = result["error"].partition("InvalidRequest: ")
         assert kind == "Prediction failed: Generator iteration error: ", f"{name}: {result['error']}"
         assert re.fullmatch(r"[A-Z][^\n]{20,300}\.", refusal), f"{name}: {refusal}"
         assert not INSIDE.search(refusal), f"{name}: {refusal}"
         assert not result["logs"], f"{name}: {result['logs']}"
-        return Outcome(refusal, "", [])
+        assert wanted != RIGHT and wanted in refusal, f"{name}: {refusal}"
+        return Outcome(refusal, [])
 
     def must_be_right(self) -> None:
         """The simple request."""
-        outcome = self.strike("simple", images=[uri(encoded(number()))])
-        assert outcome.answer == "42", outcome
+        self.strike("simple", RIGHT, images=[uri(encoded(number()))])
 
     @contextmanager
     def _memory(self) -> Iterator[list[float]]:

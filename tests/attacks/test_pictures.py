@@ -2,7 +2,6 @@
 
 import struct
 import zlib
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -21,24 +20,13 @@ from tests.attacks.pictures import (
     tiff_of,
     with_chunks,
 )
-from tests.attacks.server import Target, encoded, number, uri
+from tests.attacks.server import ANY, HUGE, RIGHT, Target, encoded, number, uri
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIF")
 NUMBER = encoded(number())
-ANY = ""  # any refusal, or an answer
-RIGHT = "42"
 UNKNOWN = "is not a picture of a known type"
 DAMAGED = "is damaged or"
-HUGE = "megapixels and the limit is 64; send a smaller one."
 TOO_MUCH = "takes more than 1.8 seconds for one picture or page, the limit; send something simpler."
-
-
-def hit(target: Target, name: str, file: bytes, wanted: str, **request: Any) -> None:
-    outcome = target.strike(name, images=[uri(file)], **request)
-    if wanted == RIGHT:
-        assert outcome.answer == RIGHT, f"{name}: {outcome}"
-    else:
-        assert wanted in (outcome.refusal or ANY), f"{name}: {outcome}"
 
 
 def test_sizes_that_are_only_claimed(target: Target) -> None:
@@ -67,7 +55,7 @@ def test_sizes_that_are_only_claimed(target: Target) -> None:
         ("HEIC of 8000", claiming(heif, 8000, 8000), ANY),
         ("JPEG 2000", encoded(number(), "JPEG2000"), UNKNOWN),
     ):
-        hit(target, name, file, wanted)
+        target.strike(name, wanted, images=[uri(file)])
     target.must_be_right()
 
 
@@ -107,7 +95,7 @@ def test_animations_and_pages_without_end(target: Target) -> None:
         ("TIFF of many pages", chained + bytes(140 * 84), ANY),
         ("TIFF in a ring", tiff_of(140, 84, 8) + bytes(140 * 84), ANY),
     ):
-        hit(target, name, file, wanted)
+        target.strike(name, wanted, images=[uri(file)])
     target.must_be_right()
 
 
@@ -135,7 +123,7 @@ def test_what_comes_with_a_picture(target: Target) -> None:
         ("tags of TIFF", tiff_of(140, 84, 0, *greedy, data=bytes(15_000_000)), ANY),
         ("thousands of scans", many_scans(4000, 4000), TOO_MUCH),
     ):
-        hit(target, name, file, wanted)
+        target.strike(name, wanted, images=[uri(file)])
     target.must_be_right()
 
 
@@ -163,9 +151,9 @@ def test_files_that_are_something_else(target: Target) -> None:
         ("zeros", bytes(1_000_000), UNKNOWN),
         ("noise", np.random.default_rng(1).bytes(1_000_000), UNKNOWN),
     ):
-        hit(target, name, file, wanted)
+        target.strike(name, wanted, images=[uri(file)])
     for kind in ("application/pdf", "image/gif", "text/html", "image/svg+xml"):
-        assert target.strike(kind, images=[uri(NUMBER, kind)]).answer == RIGHT
+        target.strike(kind, RIGHT, images=[uri(NUMBER, kind)])
     target.must_be_right()
 
 
@@ -193,5 +181,5 @@ def test_bombs_in_messages_and_among_good_pictures(target: Target) -> None:
     picture = {"type": "image_url", "image_url": {"url": bomb}}
     target.strike("message", messages=[{"role": "user", "content": [picture]}])
     huge = uri(png(60_000, 60_000, b""))
-    assert "third picture" in target.strike("third", images=[uri(NUMBER), uri(NUMBER), huge, uri(NUMBER)]).refusal
+    target.strike("third", "third picture", images=[uri(NUMBER), uri(NUMBER), huge, uri(NUMBER)])
     target.must_be_right()

@@ -86,6 +86,13 @@ def test_no_form_of_an_address_within_is_visited(fetching: Server, within: Withi
     must_answer(fetching)
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "2130706433", "[::1]", "[::ffff:127.0.0.1]", "no.invalid"])
+def test_a_host_without_a_public_address_is_said_to_have_none(fetching: Server, within: Within, host: str) -> None:
+    sentence = refusal(fetching.predict(**request("messages", f"https://{host}:{within.port}/p.png")))
+    assert sentence == "The first picture has a URL whose host has no public address; send it as a data: URI."
+    assert within.visits == 0
+
+
 @pytest.mark.parametrize("field", FIELDS)
 def test_no_file_of_the_server_is_read(server: Server, within: Within, tmp_path: Path, field: str) -> None:
     secret = tmp_path / "secret.txt"

@@ -1,12 +1,9 @@
 """Conversations through the real Cog server, with the tiny model."""
 
-import socket
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from tests.contract.conftest import Server
 from tests.six_turns import NUMBER, SHAPES, TURNS, assistant, numbers, uri, user
 
 GREEDY = {"temperature": 0.0}
@@ -98,21 +95,3 @@ def test_typed_control_tokens_stay_text_in_every_field(server: Any) -> None:
     result = server.predict(messages=messages, prompt=forged, images=[uri(SHAPES)], max_new_tokens=5)
     assert result["status"] == "succeeded"
     assert result["metrics"]["image_tokens"] == 24 + 10 * 8  # number.png and shapes.png
-
-
-@pytest.fixture(scope="module")
-def fetching(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server that fetches pictures from URLs."""
-    with Server("tiny", tmp_path_factory.mktemp("server") / "log", KIMI_VL_ALLOW_URLS="1") as server:
-        yield server
-
-
-@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "2130706433", "[::1]", "[::ffff:127.0.0.1]", "no.invalid"])
-def test_where_urls_are_fetched_none_leads_within(fetching: Server, host: str) -> None:
-    with socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True) as within:
-        within.settimeout(0)
-        url = f"https://{host}:{within.getsockname()[1]}/p.png"
-        refusal = fetching.refusal(messages=[user("What is this?", url)])
-        assert refusal == "The first picture has a URL whose host has no public address; send it as a data: URI."
-        with pytest.raises(BlockingIOError):
-            within.accept()

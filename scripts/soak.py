@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
+import torch
 from soaking.errands import errands
 from soaking.subjects import CogServer, InProcess, Subject
 from soaking.usage import Held, held
@@ -109,10 +110,16 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def _in_process(weights: str) -> InProcess:
+    from bench.full_size import full_size_processor, random_model
     from bench.subject import load, machine, make_engine
 
-    model, processor = load(weights, machine())
-    engine = make_engine("fast" if machine().type == "cuda" else "reference", model, processor)
+    device = machine()
+    if weights == "random":  # the tiny model's processor would have too few tokens for a schema's mask
+        processor = full_size_processor()
+        model = random_model(device, torch.bfloat16, processor.media_id)
+    else:
+        model, processor = load(weights, device)
+    engine = make_engine("fast" if device.type == "cuda" else "reference", model, processor)
     return InProcess(Service(Settings(), find_model("tiny")[1], processor, engine), knows=weights == "tiny")
 
 

@@ -6,6 +6,7 @@ from base64 import b64encode
 from collections.abc import Iterator, Mapping
 from math import prod
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from safetensors.torch import save_file
@@ -14,9 +15,12 @@ from kimi_vl.model.configuration import KimiVLConfig
 from kimi_vl.model.inspection import INDEX, Shape, expected_shapes
 from kimi_vl.model.modeling import KimiVLForConditionalGeneration
 from kimi_vl.model.variants import WEIGHTS
+from kimi_vl.prompt.processor import KimiVLProcessor
+from kimi_vl.prompt.tokenizer import CONTROL_TOKENS
 
+VOCABULARY = 163840
 TEXT = {
-    "vocab_size": 163840,
+    "vocab_size": VOCABULARY,
     "hidden_size": 2048,
     "intermediate_size": 11264,
     "moe_intermediate_size": 1408,
@@ -69,11 +73,7 @@ def save_random(folder: Path, device: torch.device) -> None:
     name = KimiVLForConditionalGeneration.__name__
     config = KimiVLConfig(text_config=TEXT, vision_config=VISION, architectures=[name]).to_dict()
     (folder / "config.json").write_text(json.dumps(config))
-    shutil.copy(WEIGHTS / "tiny" / "preprocessor_config.json", folder)
-    ranks = range(config["text_config"]["vocab_size"] - 256)
-    tokens = (bytes([rank]) if rank < 256 else rank.to_bytes(3, "big") for rank in ranks)
-    lines = (f"{b64encode(token).decode()} {rank}\n" for rank, token in enumerate(tokens))
-    (folder / "tiktoken.model").write_text("".join(lines))
+    _save_processor(folder)
     index: dict[str, str] = {}
     for number, shapes in enumerate(_shards(expected_shapes(config))):
         file = f"model-{number}.safetensors"
@@ -81,6 +81,22 @@ def save_random(folder: Path, device: torch.device) -> None:
         save_file(tensors, folder / file)
         index |= dict.fromkeys(tensors, file)
     (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": index}))
+
+
+def full_size_processor() -> KimiVLProcessor:
+    """With as many tokens as the model has."""
+    with TemporaryDirectory() as folder:
+        _save_processor(Path(folder))
+        return KimiVLProcessor.from_pretrained(folder)
+
+
+def _save_processor(folder: Path) -> None:
+    """Writes what it is made from; text becomes its single bytes."""
+    shutil.copy(WEIGHTS / "tiny" / "preprocessor_config.json", folder)
+    ranks = range(VOCABULARY - CONTROL_TOKENS)
+    tokens = (bytes([rank]) if rank < 256 else rank.to_bytes(3, "big") for rank in ranks)
+    lines = (f"{b64encode(token).decode()} {rank}\n" for rank, token in enumerate(tokens))
+    (folder / "tiktoken.model").write_text("".join(lines))
 
 
 def _shards(shapes: Mapping[str, Shape]) -> Iterator[dict[str, Shape]]:

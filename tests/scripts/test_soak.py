@@ -6,7 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from soak import Window, compare, soak, table
+from bench import full_size
+from soak import Window, _in_process, compare, soak, table
 from soaking.errands import errands
 from soaking.subjects import CogServer, InProcess, Subject
 from soaking.usage import Held
@@ -15,6 +16,7 @@ from kimi_vl.service import Service
 from kimi_vl.settings import Settings
 
 HALF = 10  # of the errands
+SMALL = {"num_hidden_layers": 2, "n_routed_experts": 8, "hidden_size": 64, "intermediate_size": 32}
 HELD = Held(memory=1000, descriptors=100, threads=10, temporary_files=0)
 
 
@@ -36,6 +38,15 @@ def test_all_errands_end_as_they_must_and_leave_nothing(subject: Subject, tmp_pa
     for name in ("file descriptors", "threads", "temporary files"):
         assert rows[name].is_kept, table(list(rows.values()))
     assert rows["memory, MB"].last < 1.1 * rows["memory, MB"].first
+
+
+def test_random_weights_run_every_errand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(full_size, "TEXT", full_size.TEXT | SMALL)
+    monkeypatch.setattr(full_size, "VISION", full_size.VISION | {"num_hidden_layers": 1, "hidden_size": 64})
+    subject = _in_process("random")
+    for errand, _ in zip(errands(tmp_path, max_new_tokens=2), range(2 * HALF), strict=False):
+        subject.run(errand)
+    subject.close()
 
 
 def test_a_window_that_is_not_full_is_left_out(tmp_path: Path) -> None:

@@ -1,8 +1,8 @@
 """Answers about eight pictures in 32,768 tokens as on a GPU with so many bytes, with full-size random weights.
 
-usage: python -m tests.gpu.capped SCHEME BYTES
-Prints JSON: the context that the engine offers, the most that torch reserved, and the most that the GPU had in use,
-which is what nvidia-smi shows.
+usage: python -m tests.gpu.capped SCHEME BYTES USED_BY_OTHERS
+Prints JSON: the context that the engine offers, the most that torch reserved, and the most that this process had in
+use of the GPU, which is what nvidia-smi shows.
 """
 
 import json
@@ -32,14 +32,14 @@ read_memory = torch.cuda.mem_get_info
 
 
 def used() -> int:
-    """Bytes of the GPU that are in use, by whomever."""
+    """Bytes of the GPU that this process has in use, its CUDA context included."""
     free, total = read_memory()
-    return total - free
+    return total - free - int(sys.argv[3])
 
 
 def limit(size: int) -> None:
-    """From here on this process has a GPU of so many bytes."""
-    torch.cuda.set_per_process_memory_fraction(size / torch.cuda.get_device_properties(0).total_memory)
+    """From here on this process has a GPU of so many bytes, of which torch has those that the context leaves."""
+    torch.cuda.set_per_process_memory_fraction((size - used()) / torch.cuda.get_device_properties(0).total_memory)
     torch.cuda.mem_get_info = lambda device=None: (size - used(), size)
 
 
@@ -68,8 +68,11 @@ def main() -> None:
         inputs = replace(inputs, input_ids=torch.cat([ids, torch.ones(1, PROMPT - ids.shape[1], dtype=ids.dtype)], 1))
         done = Event()
         most_used = watcher.submit(lambda: max(used() for _ in iter(lambda: done.wait(0.001), True)))
-        tokens = list(engine.generate(inputs, SamplingParams(NEW_TOKENS, frozenset((config.text_config.vocab_size,)))))
-        done.set()
+        try:
+            params = SamplingParams(NEW_TOKENS, frozenset((config.text_config.vocab_size,)))
+            tokens = list(engine.generate(inputs, params))
+        finally:
+            done.set()  # or the watcher would never end
     assert len(tokens) == NEW_TOKENS
     found = {
         "context": engine.context_length,

@@ -33,9 +33,8 @@ DECODED = 3
 
 
 @pytest.fixture(scope="module")
-def full_size() -> Iterator[KimiVLForConditionalGeneration]:
-    yield random_model(CUDA, torch.bfloat16, media_id=163605)
-    torch.cuda.empty_cache()
+def full_size() -> KimiVLForConditionalGeneration:
+    return random_model(CUDA, torch.bfloat16, media_id=163605)
 
 
 @pytest.fixture(scope="module")
@@ -258,6 +257,7 @@ def filled() -> list[Tensor]:
 @pytest.mark.parametrize("stage", ["vision", "prefill", "decode"])
 def test_out_of_memory_in_any_stage_leaves_the_engine_ready(full_engine: FastEngine, stage: str) -> None:
     params, fillers, chosen = SamplingParams(20, frozenset(), temperature=0.0), list[Tensor](), list[int]()
+    inputs = {"vision": seen(1), "prefill": ModelInputs(random_ids(8000)), "decode": seen(0)}[stage]
     expected = list(full_engine.generate(seen(0), params))
     torch.cuda.empty_cache()
     before = torch.cuda.memory_allocated()
@@ -269,10 +269,10 @@ def test_out_of_memory_in_any_stage_leaves_the_engine_ready(full_engine: FastEng
         return random_ids(3000)[0].tolist() if len(chosen) == 10 else []  # until then the GPU needs no more memory
 
     if stage == "decode":
-        generation = full_engine.generate(seen(0), replace(params, max_new_tokens=4000), fill_then_force)
+        generation = full_engine.generate(inputs, replace(params, max_new_tokens=4000), fill_then_force)
     else:
         fillers.extend(filled())
-        generation = full_engine.generate(seen(1) if stage == "vision" else ModelInputs(random_ids(8000)), params)
+        generation = full_engine.generate(inputs, params)
     with pytest.raises(torch.OutOfMemoryError):
         list(generation)
     assert chosen == (expected[:10] if stage == "decode" else [])

@@ -1,6 +1,5 @@
 """On a CUDA GPU: what fewer bits cost, at full size in the logits and with the tiny model in its answers."""
 
-from collections.abc import Iterator
 from contextlib import closing
 
 import pytest
@@ -24,9 +23,8 @@ DECODED = 3
 
 
 @pytest.fixture(scope="module")
-def full_size() -> Iterator[KimiVLForConditionalGeneration]:
-    yield random_model(CUDA, torch.bfloat16, media_id=163605)
-    torch.cuda.empty_cache()
+def full_size() -> KimiVLForConditionalGeneration:
+    return random_model(CUDA, torch.bfloat16, media_id=163605)
 
 
 @pytest.mark.parametrize("name", LOST)

@@ -1,4 +1,6 @@
-"""Answers about eight pictures in 32,768 tokens as on a GPU with so many bytes, with full-size random weights.
+"""Answers about eight pictures as on a GPU with so many bytes, with full-size random weights.
+
+The prompt and its answer have 32,768 tokens, or fewer where the engine offers fewer: what it took is told in any case.
 
 usage: python -m tests.gpu.capped SCHEME BYTES USED_BY_OTHERS
 Prints JSON: the context that the engine offers, the most that torch reserved, and the most that this process had in
@@ -27,7 +29,7 @@ from kimi_vl.prompt.chat import question, render
 from kimi_vl.prompt.processor import KimiVLProcessor
 
 CUDA = torch.device("cuda")
-PROMPT, NEW_TOKENS = 32_768 - 64, 64
+TOKENS, NEW_TOKENS = 32_768, 64  # of them the last ones are the answer
 read_memory = torch.cuda.mem_get_info
 
 
@@ -62,10 +64,11 @@ def main() -> None:
     processor = KimiVLProcessor.from_pretrained(WEIGHTS / "tiny")
     config = KimiVLConfig(text_config=TEXT, vision_config=VISION, media_placeholder_token_id=processor.media_id)
     engine = FastEngine(fill(_allocate(config, CUDA, torch.bfloat16, scheme)))
+    length = min(TOKENS, engine.context_length) - NEW_TOKENS
     with ThreadPoolExecutor(4) as pool, ThreadPoolExecutor(1) as watcher:
         inputs = processor.prepare(Album(8, 1024, 768).draw(0), render([question(QUESTION, 8)]), pool)
         ids = inputs.input_ids
-        inputs = replace(inputs, input_ids=torch.cat([ids, torch.ones(1, PROMPT - ids.shape[1], dtype=ids.dtype)], 1))
+        inputs = replace(inputs, input_ids=torch.cat([ids, torch.ones(1, length - ids.shape[1], dtype=ids.dtype)], 1))
         done = Event()
         most_used = watcher.submit(lambda: max(used() for _ in iter(lambda: done.wait(0.001), True)))
         try:

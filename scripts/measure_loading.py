@@ -15,11 +15,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from resource import RUSAGE_SELF, getrusage
 from statistics import median
-from tempfile import TemporaryDirectory
 from time import perf_counter
 
 import torch
-from bench.full_size import save_random
+from bench.full_size import checkpoint
 from bench.subject import machine
 from safetensors.torch import load_file
 
@@ -116,12 +115,9 @@ def main() -> None:
     given = parser.parse_args()
     if given.once:
         print(json.dumps(once(given.once, given.folder)))
-    elif given.folder:
-        measure(given.folder, given.repeats)
     else:
-        with TemporaryDirectory() as folder:
-            save_random(Path(folder), machine())
-            measure(Path(folder), given.repeats)
+        with checkpoint(given.folder, machine()) as folder:
+            measure(folder, given.repeats)
 
 
 if __name__ == "__main__":

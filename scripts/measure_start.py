@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 from time import time
 
 import torch
-from bench.full_size import save_random
+from bench.full_size import checkpoint
 from bench.subject import machine
 
 from kimi_vl import service
@@ -84,12 +84,9 @@ def main() -> None:
         parser.error("this is measured on a CUDA GPU")
     if given.once:
         print(json.dumps(once(given.once, given.folder, given.quantization, given.started)))
-    elif given.folder:
-        measure(given.folder, given.quantization, given.repeats)
     else:
-        with TemporaryDirectory() as folder:
-            save_random(Path(folder), machine())
-            measure(Path(folder), given.quantization, given.repeats)
+        with checkpoint(given.folder, machine()) as folder:
+            measure(folder, given.quantization, given.repeats)
 
 
 if __name__ == "__main__":

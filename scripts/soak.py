@@ -109,7 +109,8 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def _in_process(weights: str) -> InProcess:
+def in_process(weights: str) -> InProcess:
+    """A service with these weights, on the fastest engine that runs here."""
     from bench.full_size import full_size_processor, random_model
     from bench.subject import load, machine, make_engine
 
@@ -136,7 +137,7 @@ def main() -> int:
         subject: Subject
         if arguments.in_process or arguments.weights == "random":
             tempfile.tempdir = temporary
-            subject = _in_process(arguments.weights)
+            subject = in_process(arguments.weights)
         else:
             subject = CogServer(arguments.weights, place, files / "log")
         started = time.monotonic()

@@ -4,6 +4,7 @@ import json
 import shutil
 from base64 import b64encode
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from math import prod
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -81,6 +82,17 @@ def save_random(folder: Path, device: torch.device) -> None:
         save_file(tensors, folder / file)
         index |= dict.fromkeys(tensors, file)
     (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": index}))
+
+
+@contextmanager
+def checkpoint(folder: Path | None, device: torch.device) -> Iterator[Path]:
+    """A folder, or where there is none one that `save_random` fills, and which goes with the end."""
+    if folder:
+        yield folder
+        return
+    with TemporaryDirectory() as made:
+        save_random(Path(made), device)
+        yield Path(made)
 
 
 def full_size_processor() -> KimiVLProcessor:

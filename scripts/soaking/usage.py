@@ -1,11 +1,13 @@
 """What processes hold: memory, file descriptors, threads, temporary files."""
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 TOKIO = "tokio-rt-worker"
+LOOKS = 10
 
 
 @dataclass(frozen=True)
@@ -21,11 +23,10 @@ class Held:
 
 def held(processes: list[int], temporary: Path) -> Held:
     """By these processes and by all that they started, as far as they still run."""
-    while True:
-        try:
+    for _ in range(LOOKS):
+        with suppress(FileNotFoundError, ProcessLookupError):  # one of them, or a thread, ended just now
             return _held(_with_children(processes), temporary)
-        except (FileNotFoundError, ProcessLookupError):  # one of them, or a thread, ended just now
-            continue
+    raise RuntimeError("/proc does not tell what the processes hold; run this on a plain Linux")
 
 
 def _held(everyone: list[int], temporary: Path) -> Held:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from bench import full_size
-from soak import Window, _in_process, compare, soak, table
+from soak import Window, compare, in_process, soak, table
 from soaking.errands import errands
 from soaking.subjects import CogServer, InProcess, Subject
 from soaking.usage import Held
@@ -43,7 +43,7 @@ def test_all_errands_end_as_they_must_and_leave_nothing(subject: Subject, tmp_pa
 def test_random_weights_run_every_errand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(full_size, "TEXT", full_size.TEXT | SMALL)
     monkeypatch.setattr(full_size, "VISION", full_size.VISION | {"num_hidden_layers": 1, "hidden_size": 64})
-    subject = _in_process("random")
+    subject = in_process("random")
     for errand, _ in zip(errands(tmp_path, max_new_tokens=2), range(2 * HALF), strict=False):
         subject.run(errand)
     subject.close()

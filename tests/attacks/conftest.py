@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.attacks.server import Target
+from tests.attacks.server import Target, Within
 from tests.contract.conftest import Server
 
 
@@ -19,3 +19,8 @@ def target(server: Server) -> Target:
     target = Target(server)
     target.must_be_right()
     return target
+
+
+@pytest.fixture(scope="package")
+def within() -> Within:
+    return Within()

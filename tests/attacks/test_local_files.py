@@ -1,8 +1,6 @@
 """Whatever a client names, no file of the server is read, and no request goes to where only the server can go."""
 
 import json
-import socket
-import threading
 from base64 import b64encode
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,32 +9,12 @@ from typing import Any
 import pytest
 
 from tests.attacks.sentences import must_answer, refusal
+from tests.attacks.server import Within
 from tests.contract.conftest import Server
 from tests.six_turns import NUMBER, user
 
 SECRET = "the server's own secret"
 FIELDS = ("images", "documents", "video", "messages")
-
-
-class Within:
-    """A port of this machine, and who came to it."""
-
-    def __init__(self) -> None:
-        self.visits = 0
-        self._listener = socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True)
-        self.port = self._listener.getsockname()[1]
-        threading.Thread(target=self._listen, daemon=True).start()
-
-    def _listen(self) -> None:
-        while True:
-            visitor, _ = self._listener.accept()
-            self.visits += 1
-            visitor.close()
-
-
-@pytest.fixture(scope="module")
-def within() -> Within:
-    return Within()
 
 
 @pytest.fixture(scope="module")

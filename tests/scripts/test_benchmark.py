@@ -25,7 +25,7 @@ from kimi_vl.model.modeling import KimiVLForConditionalGeneration
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZES = {"--contexts": "40 60", "--prompts": "50", "--pictures": "1x56x56 2x70x40", "--asked": "1x60x40"}
-RUNS = {"--tokens": "12", "--repeats": "1", "--quantization": "none int4"}
+RUNS = {"--tokens": "100", "--repeats": "1", "--quantization": "none int4"}
 BOTH = [
     "decode, a token at context 40",
     "decode, a token at context 60",
@@ -52,11 +52,11 @@ def test_measures_both_engines_and_keeps_the_figures(tmp_path: Path) -> None:
     for figure in kept["figures"]:
         assert min(figure["values"]) > figure["floor"], figure["name"]
     assert kept["engine"] == "fast" and kept["versions"]["torch"] == torch.__version__
-    assert "--tokens 12" in kept["command"]
+    assert "--tokens 100" in kept["command"]
     assert all(6 <= distinct <= kept["experts"] for distinct in kept["distinct_experts"])
     assert kept["quantised"]["int4"]["name"] == BOTH[0]
     assert "A token comes, against none, with int4 " in run.stdout
-    assert "Distinct experts a layer in 12 decoded tokens: " in run.stdout
+    assert "Distinct experts a layer in 100 decoded tokens: " in run.stdout
 
 
 def test_refuses_a_token_faster_than_its_floor() -> None:

@@ -4,6 +4,7 @@ What takes seconds to import is imported when the arguments are known to be righ
 """
 
 import argparse
+import errno
 import json
 import os
 import re
@@ -29,19 +30,38 @@ if TYPE_CHECKING:
     from kimi_vl.service import Answer
 
 BOXES_PIXELS = 16_000_000  # of the picture that the boxes are drawn onto
-MAX_MESSAGES_BYTES = 100 * 2**20  # as Cog's server takes
+BOXES_TYPES = (".png", ".jpg", ".jpeg", ".webp")
+MAX_FILE_BYTES = 100 * 2**20  # of messages and schemas, as Cog's server takes
+
+
+def file_bytes(name: str) -> bytes:
+    """What is in a file, or comes from stdin for -.
+
+    Raises:
+        ArgumentTypeError: it cannot be read, or is too large.
+    """
+    if name == "-" and not sys.stdin:
+        raise argparse.ArgumentTypeError("stdin is closed")
+    try:
+        with open(sys.stdin.fileno() if name == "-" else name, "rb", closefd=name != "-") as file:
+            data = file.read(MAX_FILE_BYTES + 1)
+    except OSError:
+        raise argparse.ArgumentTypeError("the file cannot be read; check that it exists") from None
+    if len(data) > MAX_FILE_BYTES:
+        raise argparse.ArgumentTypeError(f"the file has more than {MAX_FILE_BYTES:,} bytes, the limit")
+    return data
 
 
 def schema_file(name: str) -> str:
     """The text of a file; none without a name, which is argparse's way to ask for the default.
 
     Raises:
-        ArgumentTypeError: it cannot be read.
+        ArgumentTypeError: it cannot be read, is too large, or no text.
     """
     try:
-        return Path(name).read_text() if name else ""
-    except (OSError, ValueError):
-        raise argparse.ArgumentTypeError("the file cannot be read; check that it exists and is text") from None
+        return file_bytes(name).decode() if name else ""
+    except UnicodeDecodeError:
+        raise argparse.ArgumentTypeError("the file is not text; write a JSON Schema") from None
 
 
 def messages_file(name: str) -> list[object]:
@@ -51,14 +71,7 @@ def messages_file(name: str) -> list[object]:
         ArgumentTypeError: it cannot be read, is too large, or holds no list of messages.
     """
     try:
-        with open(sys.stdin.fileno() if name == "-" else name, "rb", closefd=name != "-") as file:
-            data = file.read(MAX_MESSAGES_BYTES + 1)
-    except OSError:
-        raise argparse.ArgumentTypeError("the file cannot be read; check that it exists") from None
-    if len(data) > MAX_MESSAGES_BYTES:
-        raise argparse.ArgumentTypeError(f"the file has more than {MAX_MESSAGES_BYTES:,} bytes, the limit")
-    try:
-        messages = json.loads(data)
+        messages = json.loads(file_bytes(name))
     except (ValueError, RecursionError):
         raise argparse.ArgumentTypeError("the file is not JSON; write a list of messages") from None
     if not isinstance(messages, list) or not messages:
@@ -201,7 +214,7 @@ SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "pre
 ENDS = ("max_new_tokens", "thinking_budget", "stop", "json_schema", "timeout_s")
 MEDIA = ("images", "documents", "pages", "video", "video_frames", "video_fps", "max_image_tokens")
 REQUEST = ("prompt", "messages", "system_prompt", *MEDIA, *SAMPLING, "seed", *ENDS)
-BAD_INPUT, INTERRUPTED, READER_GONE = 2, 130, 141  # exit statuses
+NO_SPACE, BAD_INPUT, INTERRUPTED, READER_GONE = 1, 2, 130, 141  # exit statuses
 
 
 class Parser(argparse.ArgumentParser):
@@ -209,6 +222,14 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(BAD_INPUT, visible(f"error: {message}; --help tells how\n"))
+
+
+def is_file(text: str) -> bool:
+    """There is a file of this name."""
+    try:
+        return Path(text).is_file()
+    except (OSError, ValueError):  # too long for a name, or with a NUL
+        return False
 
 
 def parser() -> Parser:
@@ -222,11 +243,23 @@ def parser() -> Parser:
 def main(argv: list[str] | None = None) -> int:
     """Answers one prompt, or holds a conversation; returns the exit status."""
     arguments = parser().parse_intermixed_args(argv)
+    if not sys.stdout:
+        parser().error("stdout is closed, and the answer would go there")
     chats = arguments.prompt is None and not arguments.messages
-    if chats and (arguments.json or not sys.stdin.isatty()):
+    if chats and (arguments.json or not sys.stdin or not sys.stdin.isatty()):
         parser().error("a PROMPT is missing")
-    if arguments.show_boxes and (chats or not arguments.images):
-        parser().error("argument --show-boxes: there is no picture to draw on; give a PROMPT and an IMAGE")
+    if arguments.prompt and is_file(arguments.prompt):
+        parser().error(
+            f"{arguments.prompt} is a file; the PROMPT goes before it, and /image adds one in a conversation"
+        )
+    if arguments.show_boxes:
+        if chats or not arguments.images:
+            parser().error("argument --show-boxes: there is no picture to draw on; give a PROMPT and an IMAGE")
+        if (
+            arguments.show_boxes.suffix.lower() not in BOXES_TYPES
+            or not arguments.show_boxes.absolute().parent.is_dir()
+        ):
+            parser().error("argument --show-boxes: name a .png, .jpg or .webp file in a folder that exists")
     arguments.prompt = "?" if chats else arguments.prompt or ""  # to check the options before the first question
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
@@ -240,9 +273,14 @@ def main(argv: list[str] | None = None) -> int:
         print(Screen().plain, file=sys.stderr)
         say("stopped")
         return INTERRUPTED
-    except BrokenPipeError:  # whoever read the answer has gone; Python would say so again when it flushes
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return READER_GONE
+    except OSError as error:  # whoever read the answer has gone, or the disk is full
+        if error.errno not in (errno.EPIPE, errno.ENOSPC):
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python would try again when it flushes
+        if error.errno == errno.EPIPE:
+            return READER_GONE
+        say("error: the answer cannot be written: there is no space left")
+        return NO_SPACE
     return 0
 
 
@@ -307,7 +345,7 @@ def _show_boxes(text: str, picture: Image.Image, file: Path) -> None:
     try:
         draw_shapes(picture, shapes).save(file)
     except (OSError, ValueError):
-        raise InvalidRequest(f"{file} cannot be written; name a .png file in a folder that exists.") from None
+        raise InvalidRequest(f"{file} cannot be written; name a file that can be.") from None
     say(f"Drew {len(shapes)} boxes and points of the answer in {file}")
 
 

@@ -78,7 +78,7 @@ class Settings:
 
 def _value(variable: str, text: str, kind: object) -> str | int | bool:
     if kind is int and not text.isdecimal():
-        raise Misconfigured(f"{variable} must be a whole number, not {text!r}")
+        raise Misconfigured(f"{variable} must be a whole number from 0 up, not {text!r}")
     if kind is bool and text not in ("0", "1"):
         raise Misconfigured(f"{variable} must be 0 or 1, not {text!r}")
     return int(text) if kind is int else text == "1" if kind is bool else text

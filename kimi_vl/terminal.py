@@ -35,7 +35,8 @@ class Screen:
     """Prints an answer as it comes, its thinking dimmed and apart."""
 
     def __init__(self) -> None:
-        self._dim, self.plain = (DIM, PLAIN) if sys.stdout.isatty() else ("", "")
+        dims = sys.stdout.isatty() and os.environ.get("TERM") != "dumb" and not os.environ.get("NO_COLOR")
+        self._dim, self.plain = (DIM, PLAIN) if dims else ("", "")
         self._thinking = False
 
     def show(self, delta: Delta) -> None:
@@ -107,6 +108,8 @@ class Chat:
         self._waiting: list[Path] = []  # for the next question
 
     def _add_picture(self, file: Path) -> None:
+        if file == Path():
+            raise InvalidRequest("/image needs the name of a file.")
         pictures, settings = [*self._pictures, *self._waiting, file], self._service.settings
         if len(pictures) > settings.max_images:
             raise InvalidRequest(f"A conversation has at most {settings.max_images} pictures; /reset begins a new one.")

@@ -204,6 +204,10 @@ def test_an_answer_by_a_schema(tmp_path: Path, capsys: pytest.CaptureFixture[str
     with pytest.raises(SystemExit):
         main([*question, str(tmp_path / "missing.json")])
     assert "argument --json-schema: the file cannot be read" in capsys.readouterr().err
+    (tmp_path / "schema.json").write_bytes(b"\xff")
+    with pytest.raises(SystemExit):
+        main([*question, str(tmp_path / "schema.json")])
+    assert "argument --json-schema: the file is not text" in capsys.readouterr().err
 
 
 def shown(text: str) -> dict[str, Any]:
@@ -250,7 +254,7 @@ def test_a_messages_file_that_is_none_is_said_in_one_line(
     if content is not None:
         file.write_bytes(content)
     if "limit" in message:
-        monkeypatch.setattr("kimi_vl.__main__.MAX_MESSAGES_BYTES", 1000)
+        monkeypatch.setattr("kimi_vl.__main__.MAX_FILE_BYTES", 1000)
     with pytest.raises(SystemExit) as stop:
         main(["hi", "--messages", str(file)])
     assert stop.value.code == 2
@@ -263,6 +267,35 @@ def test_bad_messages_end_with_status_2_and_one_clear_line(tmp_path: Path, capsy
     file.write_text('[{"role": "\\u001b[2J", "content": ""}]')
     assert main(["--model", "tiny", "--messages", str(file)]) == 2
     assert capsys.readouterr().err.startswith(r"error: Message 1 has the role '\x1b[2J'; only")
+
+
+@pytest.mark.parametrize(
+    ("given", "closed", "message"),
+    [
+        ([], "stdin", "a PROMPT is missing"),
+        (["--messages", "-"], "stdin", "argument --messages: stdin is closed"),
+        (["hi"], "stdout", "stdout is closed, and the answer would go there"),
+        ([__file__], "", f"{__file__} is a file; the PROMPT goes before it"),
+    ],
+)
+def test_what_cannot_begin_is_said_in_one_line(
+    given: list[str], closed: str, message: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if closed:
+        monkeypatch.setattr(sys, closed, None)
+    with pytest.raises(SystemExit) as stop:
+        main(given)
+    assert stop.value.code == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith(f"error: {message}")
+
+
+def test_a_full_disk_is_said_in_one_line() -> None:
+    command = [sys.executable, "-m", "kimi_vl", "hi", "--model", "tiny"]
+    with open("/dev/full", "w") as full:
+        ended = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert ended.returncode == 1
+    assert ended.stderr.splitlines()[-1] == "error: the answer cannot be written: there is no space left"
 
 
 class Said:
@@ -299,8 +332,15 @@ def test_boxes_of_the_answer_are_drawn(
     assert main([*question, "--show-boxes", str(target)]) == 0
     assert "no boxes or points" in capsys.readouterr().err
     assert not target.exists()
-    missing = str(tmp_path / "none" / "out.png")
-    assert main([*question, "--json-schema", str(schema), "--show-boxes", missing]) == 2
+    for nowhere in (tmp_path / "none" / "out.png", tmp_path / "out.txt"):
+        with pytest.raises(SystemExit):
+            main([*question, "--show-boxes", str(nowhere)])
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "name a .png, .jpg or .webp file in a folder that exists" in line
+    (tmp_path / "folder.png").mkdir()
+    boxes = [*question, "--json-schema", str(schema), "--show-boxes"]
+    assert main([*boxes, str(tmp_path / "folder.png")]) == 2
+    assert "folder.png cannot be written; name a file that can be" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["What is 12 + 7?", "--show-boxes", str(target)])
     assert "--show-boxes: there is no picture to draw on" in capsys.readouterr().err

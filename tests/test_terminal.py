@@ -54,6 +54,30 @@ def test_neither_thinking_nor_answer_nor_messages_command_the_terminal(capsys: p
 
 
 @pytest.mark.parametrize(
+    ("terminal", "variables", "dims"),
+    [
+        (True, {}, True),
+        (False, {}, False),
+        (True, {"TERM": "dumb"}, False),
+        (True, {"NO_COLOR": "1"}, False),
+        (True, {"NO_COLOR": ""}, True),
+    ],
+)
+def test_thinking_is_dimmed_where_that_is_wanted(
+    terminal: bool,
+    variables: dict[str, str],
+    dims: bool,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in {"TERM": "xterm", "NO_COLOR": "", **variables}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)
+    Screen().show(Delta("so", ""))
+    assert capsys.readouterr().out == ("\x1b[2mso\x1b[0m" if dims else "so")
+
+
+@pytest.mark.parametrize(
     ("reason", "said"), [("stop", "out;"), ("length", "cut by --max-new-tokens;"), ("timeout", "cut by the time")]
 )
 def test_what_cut_an_answer_is_told(reason: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -124,7 +148,7 @@ class Terminal:
         self.process, self._terminal = pty.fork()
         if not self.process:
             termios.tcsetwinsize(0, (40, 400))  # so that no line is wrapped
-            os.execve(sys.executable, command, {**os.environ, "TERM": "xterm"})
+            os.execve(sys.executable, command, {**os.environ, "TERM": "xterm", "NO_COLOR": ""})
         self._seen = ""
 
     def until(self, text: str, again: str = "") -> str:
@@ -208,6 +232,7 @@ def test_what_is_wrong_is_said_and_the_conversation_goes_on(chat: Callable[..., 
     Image.new("RGB", (28, 28)).save(tmp_path / "small.png")
     assert "error: The first picture cannot be read" in terminal.ask("/image /no/such.png")
     assert "error: There is no such command; /image FILE" in terminal.ask("/imagine a cat")
+    assert "error: /image needs the name of a file." in terminal.ask("/image")
     for number in range(1, 9):
         assert f"picture {number}," in terminal.ask(f"/image {tmp_path / 'small.png'}")
     assert "error: A conversation has at most 8 pictures; /reset" in terminal.ask(f"/image {tmp_path / 'small.png'}")

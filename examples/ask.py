@@ -3,12 +3,16 @@
 import json
 import sys
 from pathlib import Path
+from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 request = Request(
     "http://localhost:5000/predictions", Path(sys.argv[1]).read_bytes(), {"Content-Type": "application/json"}
 )
-prediction = json.load(urlopen(request))
+try:
+    prediction = json.load(urlopen(request))
+except HTTPError as error:  # such as 409, when another prediction runs: send it again
+    sys.exit(f"{error}: {error.read().decode()}")
 if prediction["status"] != "succeeded":
     sys.exit(prediction["error"])
 print(prediction["output"][0]["answer"])

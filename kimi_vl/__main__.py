@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from kimi_vl.service import Answer
 
 BOXES_PIXELS = 16_000_000  # of the picture that the boxes are drawn onto
-BOXES_TYPES = (".png", ".jpg", ".jpeg", ".webp")
 MAX_FILE_BYTES = 100 * 2**20  # of messages and schemas, as Cog's server takes
 
 
@@ -224,14 +223,6 @@ class Parser(argparse.ArgumentParser):
         self.exit(BAD_INPUT, visible(f"error: {message}; --help tells how\n"))
 
 
-def is_file(text: str) -> bool:
-    """There is a file of this name."""
-    try:
-        return Path(text).is_file()
-    except (OSError, ValueError):  # too long for a name, or with a NUL
-        return False
-
-
 def parser() -> Parser:
     """The arguments, each explained to someone who has never seen them."""
     arguments = Parser(prog="python -m kimi_vl", description="Ask Kimi-VL a question about pictures.")
@@ -248,17 +239,15 @@ def main(argv: list[str] | None = None) -> int:
     chats = arguments.prompt is None and not arguments.messages
     if chats and (arguments.json or not sys.stdin or not sys.stdin.isatty()):
         parser().error("a PROMPT is missing")
-    if arguments.prompt and is_file(arguments.prompt):
+    if arguments.prompt and os.path.isfile(arguments.prompt):  # which takes any text, unlike Path
         parser().error(
             f"{arguments.prompt} is a file; the PROMPT goes before it, and /image adds one in a conversation"
         )
     if arguments.show_boxes:
         if chats or not arguments.images:
             parser().error("argument --show-boxes: there is no picture to draw on; give a PROMPT and an IMAGE")
-        if (
-            arguments.show_boxes.suffix.lower() not in BOXES_TYPES
-            or not arguments.show_boxes.absolute().parent.is_dir()
-        ):
+        kind = Image.registered_extensions().get(arguments.show_boxes.suffix.lower())
+        if kind not in Image.SAVE or not arguments.show_boxes.parent.is_dir():
             parser().error("argument --show-boxes: name a .png, .jpg or .webp file in a folder that exists")
     arguments.prompt = "?" if chats else arguments.prompt or ""  # to check the options before the first question
     for stream in (sys.stdout, sys.stderr):

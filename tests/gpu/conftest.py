@@ -2,6 +2,9 @@ import gc
 
 import pytest
 import torch
+from bench.full_size import random_model
+
+from kimi_vl.model.modeling import KimiVLForConditionalGeneration
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -9,3 +12,9 @@ def freed() -> None:
     """What the models of the file before took is free: they have cycles, and its last test held them to the end."""
     gc.collect()
     torch.cuda.empty_cache()
+
+
+@pytest.fixture(scope="module")
+def full_size() -> KimiVLForConditionalGeneration:
+    """With random weights."""
+    return random_model(torch.device("cuda"), torch.bfloat16, media_id=163605)

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from bench.full_size import random_model
 from torch import Tensor
 
 from kimi_vl.engine.base import ModelInputs, Patches, Picture, SamplingParams
@@ -30,11 +29,6 @@ pytestmark = pytest.mark.gpu
 CUDA = torch.device("cuda")
 CONTEXTS = [1, 63, 64, 65, 1000, 32768]
 DECODED = 3
-
-
-@pytest.fixture(scope="module")
-def full_size() -> KimiVLForConditionalGeneration:
-    return random_model(CUDA, torch.bfloat16, media_id=163605)
 
 
 @pytest.fixture(scope="module")

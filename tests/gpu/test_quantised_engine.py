@@ -4,7 +4,6 @@ from contextlib import closing
 
 import pytest
 import torch
-from bench.full_size import random_model
 
 from kimi_vl.engine.fast.engine import FastEngine
 from kimi_vl.engine.fast.loading import load_network
@@ -20,11 +19,6 @@ CUDA = torch.device("cuda")
 LOST = {"int8": 0.03, "int4": 0.5}  # of the logits, relative; of 4 bits only what would be nonsense
 POINTS = {"int8": 0.5, "int4": 3.0}  # of accuracy, in percent
 DECODED = 3
-
-
-@pytest.fixture(scope="module")
-def full_size() -> KimiVLForConditionalGeneration:
-    return random_model(CUDA, torch.bfloat16, media_id=163605)
 
 
 @pytest.mark.parametrize("name", LOST)

@@ -30,6 +30,7 @@ from kimi_vl.prompt.processor import KimiVLProcessor
 CONTEXTS, PROMPTS = [1024, 4096, 16384, 32768], [4096, 32768, 120000]
 PICTURES = [Album.parse(text) for text in ("1x512x512", "1x1024x768", "8x1024x768", "1x1792x1792", "8x1792x1792")]
 ASKED = Album(1, 1024, 768)
+SCHEMA = '{"type": "object", "properties": {"text": {"type": "string"}}, "required": ["text"]}'  # of an endless string
 READY_RUNS = 1  # at most: each starts two processes and makes the weights anew
 REFERENCE_TOKENS, REFERENCE_RUNS = 32, 2  # generate() is too slow for more
 REFERENCE_LONGEST = 40_000  # tokens: its cache takes 280 kB for each
@@ -76,7 +77,9 @@ def measure(given: argparse.Namespace) -> Report:
     ceilings = measure_ceilings(device, model.dtype)
     beside = [] if given.engine == "reference" else run(given, "reference", model, processor, ceilings)[0]
     figures, experts = run(given, given.engine, model, processor, ceilings)
-    quantised = {name: decoded(given, name, model, processor, ceilings) for name in others}
+    otherwise = {name: decoded(given, name, model, processor, ceilings) for name in others}
+    if given.engine == "fast" and given.contexts:
+        otherwise["a JSON schema"] = decoded(given, first, model, processor, ceilings, SCHEMA)
     return Report(
         command=shlex.join(sys.argv),
         machine=torch.cuda.get_device_name(device) if device.type == "cuda" else "the CPU",
@@ -93,7 +96,7 @@ def measure(given: argparse.Namespace) -> Report:
         decoded=given.tokens,
         figures=started + figures,
         transformers=beside,
-        quantised=quantised,
+        otherwise=otherwise,
     )
 
 
@@ -128,12 +131,14 @@ def decoded(
     model: KimiVLForConditionalGeneration,
     processor: KimiVLProcessor,
     ceilings: Ceilings,
+    schema: str = "",
 ) -> Figure:
-    """A token of the fast engine at the first of the contexts, with weights of other bits."""
+    """A token of the fast engine at the first of the contexts, with weights of other bits, or by a JSON Schema."""
     gc.collect()
     engine = make_engine("fast", model, processor, quantization)
     try:
-        return decode(Subject(model, processor, engine, ceilings, given.tokens, given.repeats), given.contexts[0])
+        subject = Subject(model, processor, engine, ceilings, given.tokens, given.repeats)
+        return decode(subject, given.contexts[0], schema)
     finally:
         engine.close()
 

@@ -50,6 +50,7 @@ def once(engine_name: str, folder: Path, quantization: str, started: float) -> d
     passed["ready"] = time() - started
     next(iter(engine.generate(PROMPT, SamplingParams(1, frozenset((0,))))))
     passed["first token"] = time() - started
+    engine.close()  # or the process could end while its thread still runs, and would be aborted
     return passed
 
 

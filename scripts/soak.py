@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
-import torch
 from soaking.errands import errands
 from soaking.subjects import CogServer, InProcess, Subject
 from soaking.usage import Held, held
@@ -111,15 +110,10 @@ def table(rows: Sequence[Row]) -> str:
 
 def in_process(weights: str) -> InProcess:
     """A service with these weights, on the fastest engine that runs here."""
-    from bench.full_size import full_size_processor, random_model
     from bench.subject import load, machine, make_engine
 
     device = machine()
-    if weights == "random":  # the tiny model's processor would have too few tokens for a schema's mask
-        processor = full_size_processor()
-        model = random_model(device, torch.bfloat16, processor.media_id)
-    else:
-        model, processor = load(weights, device)
+    model, processor = load(weights, device)
     engine = make_engine("fast" if device.type == "cuda" else "reference", model, processor)
     return InProcess(Service(Settings(), find_model("tiny")[1], processor, engine), knows=weights == "tiny")
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from kimi_vl.model.inspection import StoredTensor, refusal
 
-THREADS = 16
+THREADS = 12
 BUFFERS = 2  # of each thread: one is filled while the other is copied
 SPAN_BYTES = 2**24  # read at once: for smaller ones the threads wait longer for one another's Python than for memory
 DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}

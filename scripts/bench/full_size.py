@@ -103,12 +103,16 @@ def full_size_processor() -> KimiVLProcessor:
 
 
 def _save_processor(folder: Path) -> None:
-    """Writes what it is made from; text becomes its single bytes."""
+    """Writes what it is made from; all but Chinese text becomes its single bytes."""
     shutil.copy(WEIGHTS / "tiny" / "preprocessor_config.json", folder)
     ranks = range(VOCABULARY - CONTROL_TOKENS)
-    tokens = (bytes([rank]) if rank < 256 else rank.to_bytes(3, "big") for rank in ranks)
-    lines = (f"{b64encode(token).decode()} {rank}\n" for rank, token in enumerate(tokens))
+    lines = (f"{b64encode(_token(rank)).decode()} {rank}\n" for rank in ranks)
     (folder / "tiktoken.model").write_text("".join(lines))
+
+
+def _token(rank: int) -> bytes:
+    """A byte, or two Chinese characters: most tokens may stand in a JSON string, as most of the real ones may."""
+    return bytes([rank]) if rank < 256 else "".join(chr(0x4E00 + part) for part in divmod(rank, 512)).encode()
 
 
 def _shards(shapes: Mapping[str, Shape]) -> Iterator[dict[str, Shape]]:

@@ -7,23 +7,25 @@ import torch
 from bench.figure import Figure
 from bench.floors import prompt_operations, token_bytes
 from bench.subject import Subject
-from kimi_vl.engine.base import Engine, ModelInputs, SamplingParams
+from kimi_vl.engine.base import Constraint, Engine, ModelInputs, SamplingParams
 from kimi_vl.engine.fast.engine import FastEngine
 from kimi_vl.model.modeling import KimiVLForConditionalGeneration
+from kimi_vl.output.json_constraint import JsonConstraints
 
 SKIPPED = 8  # tokens, until the pace is steady
 
 
-def decode(subject: Subject, context: int) -> Figure:
-    """Seconds between two tokens after so many others, as whoever reads them sees it.
+def decode(subject: Subject, context: int, schema: str = "") -> Figure:
+    """Seconds between two tokens after so many others, as whoever reads them sees it; by a JSON Schema if there is one.
 
     Raises:
         SystemExit: it is faster than its floor, so something is not measured as it should be.
     """
-    model, tokens = subject.model, subject.tokens
+    model, tokens, constraints = subject.model, subject.tokens, JsonConstraints(subject.processor.tokenizer)
 
     def run(number: int) -> float:
-        times = arrivals(subject.engine, text_inputs(model, context, number), sampling(model, tokens))
+        constraint = constraints.by_schema(schema, thinks=False) if schema else None
+        times = arrivals(subject.engine, text_inputs(model, context, number), sampling(model, tokens), constraint)
         return (times[-1] - times[SKIPPED]) / (len(times) - 1 - SKIPPED)
 
     floor = token_bytes(subject.weights, context + tokens // 2) / subject.ceilings.bandwidth
@@ -72,7 +74,9 @@ def sampling(model: KimiVLForConditionalGeneration, new_tokens: int) -> Sampling
     return SamplingParams(new_tokens, frozenset((model.config.text_config.vocab_size,)), temperature=1.0, seed=1)
 
 
-def arrivals(engine: Engine, inputs: ModelInputs, params: SamplingParams) -> list[float]:
+def arrivals(
+    engine: Engine, inputs: ModelInputs, params: SamplingParams, constraint: Constraint | None = None
+) -> list[float]:
     """When each token came, in seconds from the request."""
     started = perf_counter()
-    return [perf_counter() - started for _ in engine.generate(inputs, params)]
+    return [perf_counter() - started for _ in engine.generate(inputs, params, constraint=constraint)]

@@ -26,14 +26,14 @@ class Report:
     decoded: int  # those tokens
     figures: list[Figure]  # of the engine
     transformers: list[Figure]  # of generate() and the network's modules
-    quantised: dict[str, Figure]  # a decoded token with weights of other bits
+    otherwise: dict[str, Figure]  # a decoded token with weights of other bits, and by a JSON Schema
 
     def json(self) -> str:
         """The fields, and of each figure what follows from it."""
         kept = asdict(self)
         for name in ("figures", "transformers"):
             kept[name] = [{**asdict(figure), "median": figure.median} for figure in getattr(self, name)]
-        kept["quantised"] = {name: {**asdict(fig), "median": fig.median} for name, fig in self.quantised.items()}
+        kept["otherwise"] = {name: {**asdict(fig), "median": fig.median} for name, fig in self.otherwise.items()}
         return json.dumps(kept, indent=1) + "\n"
 
     def markdown(self) -> str:
@@ -46,8 +46,8 @@ class Report:
             f"{self.ceilings.rate / 1e12:.0f} TFLOP/s. The peak is of GPU memory above weights and cache.",
             table(self.figures, self.transformers),
             slowdown(self.figures),
-            table(self._renamed(), []) if self.quantised else "",
-            speedup(self.quantization, self.figures, self.quantised),
+            table(self._renamed(), []) if self.otherwise else "",
+            speedup(self.quantization, self.figures, self.otherwise),
         ]
         if self.distinct_experts:
             fewest, most = min(self.distinct_experts), max(self.distinct_experts)
@@ -57,7 +57,7 @@ class Report:
         return "\n\n".join(line for line in lines if line)
 
     def _renamed(self) -> list[Figure]:
-        return [replace(figure, name=f"{figure.name}, {name}") for name, figure in self.quantised.items()]
+        return [replace(figure, name=f"{figure.name}, {name}") for name, figure in self.otherwise.items()]
 
 
 def table(figures: Sequence[Figure], beside: Sequence[Figure]) -> str:
@@ -77,12 +77,12 @@ def slowdown(figures: Sequence[Figure]) -> str:
     return f"A token takes longer than at context {first.context:,} by {', '.join(shares)}."
 
 
-def speedup(quantization: str, figures: Sequence[Figure], quantised: Mapping[str, Figure]) -> str:
-    """How many times as fast a token comes with weights of other bits, at the same context."""
+def speedup(quantization: str, figures: Sequence[Figure], otherwise: Mapping[str, Figure]) -> str:
+    """How many times as fast a token comes otherwise, at the same context."""
     times = {figure.context: figure.median for figure in figures if figure.context}
     shares = [
         f"with {name} {times[other.context] / other.median:.2f} times"
-        for name, other in quantised.items()
+        for name, other in otherwise.items()
         if other.context in times
     ]
     return f"A token comes, against {quantization}, {', '.join(shares)} as fast." if shares else ""

@@ -9,7 +9,7 @@ import torch
 
 from bench.ceilings import Ceilings
 from bench.figure import Figure
-from bench.full_size import random_model
+from bench.full_size import full_size_processor, random_model
 from kimi_vl.engine.base import Engine
 from kimi_vl.engine.fast.engine import FastEngine
 from kimi_vl.engine.fast.matrix import Matrix
@@ -83,11 +83,11 @@ def machine() -> torch.device:
 def load(weights: str, device: torch.device) -> tuple[KimiVLForConditionalGeneration, KimiVLProcessor]:
     """The model that --weights names, and a processor whose ids it knows."""
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    folder = find_model("tiny" if weights == "random" else weights)[0]
-    processor = KimiVLProcessor.from_pretrained(folder)
     if weights == "random":
+        processor = full_size_processor()
         return random_model(device, dtype, processor.media_id), processor
-    return load_model(folder, device, dtype), processor
+    folder = find_model(weights)[0]
+    return load_model(folder, device, dtype), KimiVLProcessor.from_pretrained(folder)
 
 
 def make_engine(

@@ -29,6 +29,7 @@ from kimi_vl.prompt.chat import question, render
 from kimi_vl.prompt.processor import KimiVLProcessor
 
 CUDA = torch.device("cuda")
+LATER_BYTES = 250_000_000  # that CUDA takes later, for kernels and graphs, and a smaller GPU would not leave to torch
 TOKENS, NEW_TOKENS = 32_768, 64  # of them the last ones are the answer
 read_memory = torch.cuda.mem_get_info
 
@@ -41,7 +42,8 @@ def used() -> int:
 
 def limit(size: int) -> None:
     """From here on this process has a GPU of so many bytes, of which torch has those that the context leaves."""
-    torch.cuda.set_per_process_memory_fraction((size - used()) / torch.cuda.get_device_properties(0).total_memory)
+    total = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction((size - used() - LATER_BYTES) / total)
     torch.cuda.mem_get_info = lambda device=None: (size - used(), size)
 
 

@@ -111,7 +111,7 @@ def _save_processor(folder: Path) -> None:
 
 
 def _token(rank: int) -> bytes:
-    """A byte, or two Chinese characters: most tokens may stand in a JSON string, as most of the real ones may."""
+    """A byte, or two Chinese characters, so that most tokens may stand in a JSON string."""
     return bytes([rank]) if rank < 256 else "".join(chr(0x4E00 + part) for part in divmod(rank, 512)).encode()
 
 

@@ -55,7 +55,10 @@ def test_measures_both_engines_and_keeps_the_figures(tmp_path: Path) -> None:
     assert kept["engine"] == "fast" and kept["versions"]["torch"] == torch.__version__
     assert "--tokens 100" in kept["command"]
     assert all(6 <= distinct <= kept["experts"] for distinct in kept["distinct_experts"])
-    assert [figure["name"] for figure in kept["otherwise"].values()] == [BOTH[0]] * 2
+    assert {name: figure["name"] for name, figure in kept["otherwise"].items()} == {
+        "int4": BOTH[0],
+        "a JSON schema": BOTH[0],
+    }
     assert re.search("A token comes, against none, with int4 .* times, with a JSON schema .* times as fast", run.stdout)
     assert "Distinct experts a layer in 100 decoded tokens: " in run.stdout
 

@@ -14,7 +14,7 @@ LOOKS = 10
 class Held:
     """At one moment, by some processes together."""
 
-    memory: int  # bytes that are theirs, and their part of what they share
+    memory: int  # bytes that are theirs, and their part of what they share; not of files, which others may map, too
     descriptors: int
     threads: int  # without the pool of Cog's Tokio, of which a thread more or fewer waits after each cancelled request
     temporary_files: int
@@ -31,7 +31,7 @@ def held(processes: list[int], temporary: Path) -> Held:
 
 def _held(everyone: list[int], temporary: Path) -> Held:
     return Held(
-        memory=sum(_field(process, "smaps_rollup", "Pss") for process in everyone) * 1024,
+        memory=sum(_field(process, f"Pss_{kind}") for process in everyone for kind in ("Anon", "Shmem")) * 1024,
         descriptors=sum(len(list(Path(f"/proc/{process}/fd").iterdir())) for process in everyone),
         threads=sum(name != TOKIO for process in everyone for name in _threads(process)),
         temporary_files=sum(1 for _ in temporary.rglob("*")),
@@ -53,6 +53,6 @@ def _threads(process: int) -> list[str]:
     return [file.read_text().strip() for file in Path(f"/proc/{process}/task").glob("*/comm")]
 
 
-def _field(process: int, file: str, name: str) -> int:
-    lines = Path(f"/proc/{process}/{file}").read_text().splitlines()
+def _field(process: int, name: str) -> int:
+    lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))

@@ -1,5 +1,6 @@
 """The soak in short, and what it makes of what has grown."""
 
+import mmap
 import os
 from collections.abc import Iterator
 from dataclasses import replace
@@ -10,7 +11,7 @@ from bench import full_size
 from soak import Window, compare, in_process, soak, table
 from soaking.errands import errands
 from soaking.subjects import CogServer, InProcess, Subject
-from soaking.usage import Held
+from soaking.usage import Held, held
 
 from kimi_vl.service import Service
 from kimi_vl.settings import Settings
@@ -87,3 +88,14 @@ def test_what_has_grown_beyond_its_limit_is_told(change: dict[str, int], exceede
 def test_what_takes_longer_is_told() -> None:
     first, last = Window([HELD], {"sum": [1.0, 1.0, 9.0]}), Window([HELD], {"sum": [1.2, 1.2, 0.1]})
     assert [row.name for row in compare(first, last) if not row.is_kept] == ["seconds for each of the errands"]
+
+
+def test_memory_is_what_a_process_keeps_but_not_the_files_that_it_reads(tmp_path: Path) -> None:
+    size = 100_000_000
+    (tmp_path / "file").write_bytes(bytes(size))
+    before = held([os.getpid()], tmp_path).memory
+    with (tmp_path / "file").open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        assert sum(mapped[:: mmap.PAGESIZE]) == 0
+        assert held([os.getpid()], tmp_path).memory - before < size / 10
+        kept = b"1" * size
+        assert held([os.getpid()], tmp_path).memory - before > len(kept) * 9 / 10

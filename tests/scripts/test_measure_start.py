@@ -26,6 +26,7 @@ def test_each_start_but_the_first_of_a_round_finds_compiled_kernels(
     caches: list[str] = []
 
     def run(command: list[str], env: dict[str, str], **_: object) -> SimpleNamespace:
+        assert not env["PYTHONDONTWRITEBYTECODE"]
         caches.append(env["TRITON_CACHE_DIR"])
         ready = 10.0 * len(caches)
         found = {"imported": 1.0, "loaded": 2.0, "ready": ready, "first token": ready + 1}
@@ -33,9 +34,9 @@ def test_each_start_but_the_first_of_a_round_finds_compiled_kernels(
 
     monkeypatch.setattr(subprocess, "run", run)
     measure_start.measure(TINY, "none", repeats=2)
-    rounds = caches[:3], caches[3:]
+    not_counted, *rounds = caches[:1], caches[1:4], caches[4:]
     assert all(len(set(caches)) == 1 for caches in rounds)
-    assert rounds[0][0] != rounds[1][0]
+    assert len({not_counted[0], rounds[0][0], rounds[1][0]}) == 3
     rows = capsys.readouterr().out.splitlines()
-    assert rows[2] == "| fast engine, nothing compiled | 1.0 s | 2.0 s | 25.0 s | 26.0 s | 10.0 - 40.0 s |"
+    assert rows[2] == "| fast engine, nothing compiled | 1.0 s | 2.0 s | 35.0 s | 36.0 s | 20.0 - 50.0 s |"
     assert len(rows) == 2 + len(measure_start.STARTS)

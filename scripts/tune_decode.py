@@ -8,7 +8,7 @@ of all candidates are compiled first, by several processes.
 import argparse
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from itertools import pairwise, product
+from itertools import pairwise
 from multiprocessing import get_context
 from os import cpu_count
 from statistics import median
@@ -25,7 +25,7 @@ from kimi_vl.engine.fast.weights import Weights
 
 CONTEXT = 1024
 ELEMENTS, WARPS = (1024, 2048, 4096, 8192, 16384, 32768, 65536), (1, 2, 4, 8)
-MOST = 256  # numbers of a thread; with more it would take long to compile, and be slow
+MOST = 256  # numbers of a thread, of 4 bits twice that; with more it would take long to compile, and be slow
 PROCESSES = 12  # that compile; each takes 4 GB of the GPU's memory
 EXPERTS = ("shared_gate_up", "shared_down", "gate_up", "down")
 
@@ -69,10 +69,11 @@ def compile_step(key: tuple[str, int], tile: Tile, scheme: Scheme) -> None:
 compiled_for: list[Decoder] = []  # the one of such a process
 
 
-def candidates() -> Iterator[Tile]:
-    """The tiles that are tried."""
+def candidates(bits: int) -> Iterator[Tile]:
+    """The tiles that are tried for a matrix of so many bits."""
+    most = 2 * MOST if bits == 4 else MOST
     for elements in ELEMENTS:
-        yield from (Tile(elements, warps) for warps in WARPS if elements <= 32 * warps * MOST)
+        yield from (Tile(elements, warps) for warps in WARPS if elements <= 32 * warps * most)
 
 
 def bits(name: str, scheme: Scheme) -> int:
@@ -92,12 +93,13 @@ def main() -> None:
     scheme = SCHEMES[given.quantization]
     keys = [(name, bits(name, scheme)) for name in given.only]
     with ProcessPoolExecutor(min(cpu_count() or 1, PROCESSES), get_context("spawn")) as pool:
-        list(pool.map(compile_step, *zip(*product(keys, candidates(), [scheme]), strict=True)))
+        tried = [(key, tile, scheme) for key in keys for tile in candidates(key[1])]
+        list(pool.map(compile_step, *zip(*tried, strict=True)))
     model_parts = weights_and_tables(scheme)
     print(f"as it is: {step_milliseconds(*model_parts):.3f} ms", flush=True)
     for key in keys:
         times = {}
-        for tile in candidates():
+        for tile in candidates(key[1]):
             TILES[key] = tile
             times[tile] = step_milliseconds(*model_parts)
         TILES[key] = min(times, key=lambda tile: times[tile])

@@ -24,6 +24,7 @@ from triton.runtime.jit import JITFunction
 
 from kimi_vl.engine.fast.kernels import (
     experts,
+    experts_down,
     join,
     latent_attention,
     latent_query,
@@ -46,6 +47,7 @@ POINTERS = {torch.bfloat16: "*bf16", torch.float32: "*fp32", **INTEGERS}
 OPTIONS = ("num_warps", "num_stages", "launch_pdl", "maxnreg")
 MODULES: tuple[ModuleType, ...] = (
     experts,
+    experts_down,
     latent_attention,
     latent_query,
     linear,

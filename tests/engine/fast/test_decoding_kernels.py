@@ -10,12 +10,13 @@ from kimi_vl.engine.fast.kernels.experts import contract, expand
 from kimi_vl.engine.fast.kernels.latent_attention import TOKENS, attend, merge
 from kimi_vl.engine.fast.kernels.latent_query import absorb
 from kimi_vl.engine.fast.kernels.linear import linear_add, norm_linear
-from kimi_vl.engine.fast.kernels.operation import Operation
+from kimi_vl.engine.fast.kernels.operation import TILES, Operation, Tile
 from kimi_vl.engine.fast.kernels.routing import Scratch, route
 from kimi_vl.engine.fast.kernels.sampling import BLOCK, Draw, finish, penalise, pick, restrict
 from tests.engine.fast.kernels import (
     DEVICE,
     DTYPES,
+    HALF,
     TOLERANCE,
     attention_weights,
     check,
@@ -109,6 +110,17 @@ def test_mixture_of_experts(
     check(expand, [x, work.activations] if chosen else [x], x, mlp, work, tolerance=tolerance)
     if chosen:
         check(contract, [x], x, mlp, work, tolerance=tolerance)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("tile", [Tile(4096, 8), Tile(4096, 1), Tile(65536, 4)], ids=str)
+def test_words_in_tiles_of_any_size(tile: Tile, bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("shared_gate_up", "shared_down", "gate_up", "down"):
+        monkeypatch.setitem(TILES, (name, bits), tile)
+    mlp, x = mlp_weights(40, 352, 3, 2, 360, HALF, bits), normal(40)
+    work = Scratch.of(mlp, torch.full((2,), -1, dtype=torch.int32, device=DEVICE))
+    for operation, written in ((route, work.shared), (expand, work.activations), (contract, x)):
+        check(operation, [written], x, mlp, work, tolerance=TOLERANCE[HALF])
 
 
 def test_experts_of_equal_score_are_taken_by_id() -> None:

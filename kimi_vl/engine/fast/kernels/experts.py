@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kimi_vl.engine.fast.kernels.experts_down import launch_contract_words
 from kimi_vl.engine.fast.kernels.operation import (
     TILES,
     Operation,
@@ -19,17 +20,17 @@ from kimi_vl.engine.fast.kernels.operation import (
     wait_for_previous,
 )
 from kimi_vl.engine.fast.kernels.routing import Scratch, silu
-from kimi_vl.engine.fast.kernels.weight import dot, load_rows, load_scales, load_vector, multiply
+from kimi_vl.engine.fast.kernels.weight import (
+    add_up,
+    dot,
+    load_rows,
+    load_scales,
+    load_vector,
+    multiply,
+    pieces,
+    take_units,
+)
 from kimi_vl.engine.fast.weights import Mlp
-
-
-def _pieces(units: int) -> dict[str, int]:
-    """Powers of two that together cover a row, A + B ≥ units, of which A lies inside it.
-
-    Tiles of these sizes leave fewer threads idle than one tile of the next power of two.
-    """
-    a = triton.next_power_of_2(units) // 2
-    return {"A": a, "B": triton.next_power_of_2(units - a)}
 
 
 @triton.jit
@@ -43,12 +44,12 @@ def _load_pieces(
     B: tl.constexpr,
     WARPS: tl.constexpr,
 ):
-    """Whole rows of a matrix, in the pieces of `_pieces`, and their scales."""
-    units_a, units_b = tl.arange(0, A), A + tl.arange(0, B)
-    a = load_rows(matrix, rows, units_a, UNITS, PLANES, False, WARPS)
-    b = load_rows(matrix, rows, units_b, UNITS, PLANES, A + B > UNITS, WARPS)
-    scale_a = load_scales(scales, rows, units_a, UNITS, PLANES, False)
-    scale_b = load_scales(scales, rows, units_b, UNITS, PLANES, A + B > UNITS)
+    """Whole rows of a matrix, in the pieces of `pieces`, and their scales."""
+    units_a, units_b = take_units(0, A, PLANES, WARPS), take_units(A, B, PLANES, WARPS)
+    a = load_rows(matrix, rows, units_a, UNITS, PLANES, False)
+    b = load_rows(matrix, rows, units_b, UNITS, PLANES, A + B > UNITS)
+    scale_a = load_scales(scales, rows, 0, A, UNITS, PLANES)
+    scale_b = load_scales(scales, rows, A, B, UNITS, PLANES)
     return a, b, scale_a, scale_b
 
 
@@ -63,10 +64,10 @@ def _multiply_pieces(
     B: tl.constexpr,
     WARPS: tl.constexpr,
 ):
-    """The pieces times a vector in memory, each [rows, units] float32, to be summed over units."""
+    """The pieces times a vector in memory, each to be added up."""
     a, b, scale_a, scale_b = pieces
-    vector_a = load_vector(vector, tl.arange(0, A), COLUMNS, PLANES, False, WARPS)
-    vector_b = load_vector(vector, A + tl.arange(0, B), COLUMNS, PLANES, A + B > UNITS, WARPS)
+    vector_a = load_vector(vector, take_units(0, A, PLANES, WARPS), COLUMNS, PLANES, False)
+    vector_b = load_vector(vector, take_units(A, B, PLANES, WARPS), COLUMNS, PLANES, A + B > UNITS)
     return multiply(a, scale_a, vector_a), multiply(b, scale_b, vector_b)
 
 
@@ -89,7 +90,7 @@ def _add_shared(
     wait_for_previous(PDL)
     release_next(PDL)  # not earlier: the next kernel reads the chosen experts before it waits
     a, b = _multiply_pieces(pieces, shared, SHARED, UNITS, PLANES, A, B, WARPS)
-    tl.store(x + rows, tl.load(x + rows) + tl.sum(a, 1) + tl.sum(b, 1))
+    tl.store(x + rows, tl.load(x + rows) + add_up(a, PLANES) + add_up(b, PLANES))
 
 
 @triton.jit
@@ -110,15 +111,15 @@ def _activate(
     PDL: tl.constexpr,
 ):
     masked: tl.constexpr = BLOCK != UNITS
-    units = tl.arange(0, BLOCK)
+    units = take_units(0, BLOCK, PLANES, WARPS)
     wait_for_previous(PDL)
     release_next(PDL)
     gate_rows = tl.load(experts + slot).to(tl.int64) * (2 * INNER) + rows
-    gate = load_rows(gate_up, gate_rows, units, UNITS, PLANES, masked, WARPS)
-    up = load_rows(gate_up, gate_rows + INNER, units, UNITS, PLANES, masked, WARPS)
-    gate_scales = load_scales(scales, gate_rows, units, UNITS, PLANES, masked)
-    up_scales = load_scales(scales, gate_rows + INNER, units, UNITS, PLANES, masked)
-    vector = load_vector(hidden, units, WIDTH, PLANES, masked, WARPS)
+    gate = load_rows(gate_up, gate_rows, units, UNITS, PLANES, masked)
+    up = load_rows(gate_up, gate_rows + INNER, units, UNITS, PLANES, masked)
+    gate_scales = load_scales(scales, gate_rows, 0, BLOCK, UNITS, PLANES)
+    up_scales = load_scales(scales, gate_rows + INNER, 0, BLOCK, UNITS, PLANES)
+    vector = load_vector(hidden, units, WIDTH, PLANES, masked)
     activation = silu(dot(gate, gate_scales, vector)) * dot(up, up_scales, vector)
     tl.store(activations + slot * INNER + rows, activation.to(activations.dtype.element_ty))
 
@@ -203,7 +204,7 @@ def _launch_expand(x: Tensor, mlp: Mlp, work: Scratch) -> None:
         SHARED=shared,
         SHARED_UNITS=mlp.shared_down.units,
         SHARED_PLANES=mlp.shared_down.planes,
-        **_pieces(mlp.shared_down.units),
+        **pieces(mlp.shared_down.units, mlp.shared_down.bits),
         DOWN_ROWS=down_rows,
         ROWS=rows,
         WARPS=tile.warps,
@@ -230,12 +231,9 @@ def _contract_kernel(
     experts,
     weights,
     down,
-    scales,
     activations,
     WIDTH: tl.constexpr,
     INNER: tl.constexpr,
-    UNITS: tl.constexpr,
-    PLANES: tl.constexpr,
     A: tl.constexpr,
     B: tl.constexpr,
     CHOSEN: tl.constexpr,
@@ -254,11 +252,11 @@ def _contract_kernel(
     sum_b = tl.zeros([ROWS, B], tl.float32)
     for slot in tl.static_range(CHOSEN):
         expert = tl.sum(tl.where(slots == slot, ids, 0))
-        pieces = _load_pieces(down, scales, expert * WIDTH + rows, UNITS, PLANES, A, B, WARPS)
+        pieces = _load_pieces(down, None, expert * WIDTH + rows, INNER, 1, A, B, WARPS)
         if slot == 0:
             wait_for_previous(PDL)
         weight = tl.load(weights + slot)
-        a, b = _multiply_pieces(pieces, activations + slot * INNER, INNER, UNITS, PLANES, A, B, WARPS)
+        a, b = _multiply_pieces(pieces, activations + slot * INNER, INNER, INNER, 1, A, B, WARPS)
         sum_a += a * weight
         sum_b += b * weight
     added = tl.sum(sum_a, 1) + tl.sum(sum_b, 1)
@@ -266,8 +264,11 @@ def _contract_kernel(
 
 
 def _launch_contract(x: Tensor, mlp: Mlp, work: Scratch) -> None:
+    if mlp.down.bits != 16:
+        launch_contract_words(x, mlp, work)
+        return
     _, width, inner = mlp.down.shape
-    tile = TILES["down", mlp.down.bits]
+    tile = TILES["down", 16]
     rows = tile.rows(width, inner)
     run_kernel(
         _contract_kernel,
@@ -276,13 +277,10 @@ def _launch_contract(x: Tensor, mlp: Mlp, work: Scratch) -> None:
         work.experts,
         work.weights,
         mlp.down.values,
-        mlp.down.scales,
         work.activations,
         WIDTH=width,
         INNER=inner,
-        UNITS=mlp.down.units,
-        PLANES=mlp.down.planes,
-        **_pieces(mlp.down.units),
+        **pieces(inner, 16),
         CHOSEN=mlp.chosen,
         CHOSEN_BLOCK=triton.next_power_of_2(mlp.chosen),
         ROWS=rows,

@@ -15,7 +15,7 @@ from kimi_vl.engine.fast.kernels.operation import (
     run_kernel,
     wait_for_previous,
 )
-from kimi_vl.engine.fast.kernels.weight import dot, load_rows, load_scales, load_vector, normalise
+from kimi_vl.engine.fast.kernels.weight import dot, load_rows, load_scales, load_vector, normalise, take_units
 from kimi_vl.engine.fast.matrix import Matrix
 
 
@@ -37,14 +37,14 @@ def _norm_linear_kernel(
 ):
     release_next(PDL)
     masked: tl.constexpr = BLOCK != UNITS
-    units = tl.arange(0, BLOCK)
+    units = take_units(0, BLOCK, PLANES, WARPS)
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    gains = load_vector(gain, units, COLUMNS, PLANES, masked, WARPS)
-    tile = load_rows(weight, rows, units, UNITS, PLANES, masked, WARPS)
-    scale = load_scales(scales, rows, units, UNITS, PLANES, masked)
+    gains = load_vector(gain, units, COLUMNS, PLANES, masked)
+    tile = load_rows(weight, rows, units, UNITS, PLANES, masked)
+    scale = load_scales(scales, rows, 0, BLOCK, UNITS, PLANES)
     wait_for_previous(PDL)
-    hidden = normalise(load_vector(x, units, COLUMNS, PLANES, masked, WARPS), gains, COLUMNS, EPS)
-    tl.store(out + rows, dot(tile, scale, hidden))
+    hidden, factor = normalise(load_vector(x, units, COLUMNS, PLANES, masked), gains, COLUMNS, EPS)
+    tl.store(out + rows, dot(tile, scale, hidden, factor))
 
 
 def _launch_norm_linear(x: Tensor, gain: Tensor, weight: Matrix, out: Tensor, eps: float, name: str) -> None:
@@ -103,12 +103,12 @@ def _linear_add_kernel(
 ):
     release_next(PDL)
     masked: tl.constexpr = BLOCK != UNITS
-    units = tl.arange(0, BLOCK)
+    units = take_units(0, BLOCK, PLANES, WARPS)
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    tile = load_rows(weight, rows, units, UNITS, PLANES, masked, WARPS)
-    scale = load_scales(scales, rows, units, UNITS, PLANES, masked)
+    tile = load_rows(weight, rows, units, UNITS, PLANES, masked)
+    scale = load_scales(scales, rows, 0, BLOCK, UNITS, PLANES)
     wait_for_previous(PDL)
-    vector = load_vector(a, units, COLUMNS, PLANES, masked, WARPS)
+    vector = load_vector(a, units, COLUMNS, PLANES, masked)
     tl.store(x + rows, tl.load(x + rows) + dot(tile, scale, vector))
 
 

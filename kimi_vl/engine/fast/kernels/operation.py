@@ -122,7 +122,7 @@ TILES = {
     ("shared_gate_up", 8): Tile(32768, 4),
     ("shared_down", 8): Tile(8192, 2),
     ("gate_up", 8): Tile(8192, 1),
-    ("down", 8): Tile(4096, 2),
+    ("down", 8): Tile(8192, 8),
     ("head", 8): Tile(16384, 4),
     ("shared_gate_up", 4): Tile(16384, 4),
     ("shared_down", 4): Tile(16384, 4),

@@ -18,7 +18,7 @@ from kimi_vl.engine.fast.kernels.operation import (
     wait_for_previous,
 )
 from kimi_vl.engine.fast.kernels.prompt_routing import choose
-from kimi_vl.engine.fast.kernels.weight import dot, load_rows, load_scales, load_vector, normalise
+from kimi_vl.engine.fast.kernels.weight import dot, load_rows, load_scales, load_vector, normalise, take_units
 from kimi_vl.engine.fast.weights import Mlp
 
 
@@ -27,7 +27,7 @@ class Scratch:
     """What a layer's mixture of experts writes for one token."""
 
     hidden: Tensor  # [width] of the weights' type, the normalised input
-    scores: Tensor  # [all experts] float32
+    scores: Tensor  # [2, all experts] float32, without and with the bias
     arrived: Tensor  # [1] int32, zero between kernels
     experts: Tensor  # [chosen] int32, ids
     weights: Tensor  # [chosen] float32
@@ -40,7 +40,7 @@ class Scratch:
         like = mlp.gain
         return cls(
             hidden=torch.empty_like(like),
-            scores=torch.empty_like(mlp.bias),
+            scores=mlp.bias.new_empty(2, len(mlp.bias)),
             arrived=torch.zeros(1, dtype=torch.int32, device=like.device),
             experts=experts,
             weights=like.new_empty(mlp.chosen, dtype=torch.float32),
@@ -57,7 +57,6 @@ def silu(x):
 @triton.jit
 def _choose(
     scores,
-    bias,
     experts,
     weights,
     EXPERTS: tl.constexpr,
@@ -69,10 +68,10 @@ def _choose(
     ids = tl.arange(0, BLOCK)
     known = ids < EXPERTS
     score = tl.load(scores + ids, mask=known, other=0.0, cache_modifier=".cg")
-    biased = tl.where(known, score + tl.load(bias + ids, mask=known, other=0.0), float("-inf"))
-    mine, others = biased[:, None], biased[None, :]
-    before = (others > mine) | ((others == mine) & (ids[None, :] < ids[:, None]))
-    rank = tl.sum(before.to(tl.int32), 1)
+    biased = tl.load(scores + (EXPERTS + ids), mask=known, other=float("-inf"), cache_modifier=".cg")
+    mine, others = biased[None, :], biased[:, None]  # so that each thread counts for itself
+    before = (others > mine) | ((others == mine) & (ids[:, None] < ids[None, :]))
+    rank = tl.sum(before.to(tl.int32), 0)
     chosen = rank < CHOSEN
     total = tl.sum(tl.where(chosen, score, 0.0)) + 1e-20
     tl.store(experts + rank, ids, mask=chosen)
@@ -97,15 +96,15 @@ def _activate_shared(
     PDL: tl.constexpr,
 ):
     masked: tl.constexpr = BLOCK != UNITS
-    units = tl.arange(0, BLOCK)
-    gains = load_vector(gain, units, COLUMNS, PLANES, masked, WARPS)
-    gate = load_rows(gate_up, rows, units, UNITS, PLANES, masked, WARPS)
-    up = load_rows(gate_up, SHARED + rows, units, UNITS, PLANES, masked, WARPS)
-    gate_scales = load_scales(scales, rows, units, UNITS, PLANES, masked)
-    up_scales = load_scales(scales, SHARED + rows, units, UNITS, PLANES, masked)
+    units = take_units(0, BLOCK, PLANES, WARPS)
+    gains = load_vector(gain, units, COLUMNS, PLANES, masked)
+    gate = load_rows(gate_up, rows, units, UNITS, PLANES, masked)
+    up = load_rows(gate_up, SHARED + rows, units, UNITS, PLANES, masked)
+    gate_scales = load_scales(scales, rows, 0, BLOCK, UNITS, PLANES)
+    up_scales = load_scales(scales, SHARED + rows, 0, BLOCK, UNITS, PLANES)
     wait_for_previous(PDL)
-    vector = normalise(load_vector(x, units, COLUMNS, PLANES, masked, WARPS), gains, COLUMNS, EPS)
-    activation = silu(dot(gate, gate_scales, vector)) * dot(up, up_scales, vector)
+    vector, factor = normalise(load_vector(x, units, COLUMNS, PLANES, masked), gains, COLUMNS, EPS)
+    activation = silu(dot(gate, gate_scales, vector, factor)) * dot(up, up_scales, vector, factor)
     tl.store(shared + rows, activation.to(shared.dtype.element_ty))
 
 
@@ -143,16 +142,19 @@ def _route_kernel(
     if program < EXPERTS:
         columns = tl.arange(0, BLOCK)
         inside = columns < COLUMNS
-        gains = load_vector(gain, columns, COLUMNS, 1, BLOCK != COLUMNS, WARPS)
+        gains = load_vector(gain, columns, COLUMNS, 1, BLOCK != COLUMNS)
+        own_bias = tl.load(bias + program)  # not when all wait for it: that long after the last token it is in no cache
         row = tl.load(router + program * COLUMNS + columns, mask=inside, other=0.0).to(tl.float32)
         wait_for_previous(PDL)
-        normalised = normalise(load_vector(x, columns, COLUMNS, 1, BLOCK != COLUMNS, WARPS), gains, COLUMNS, EPS)[0]
+        normalised = normalise(load_vector(x, columns, COLUMNS, 1, BLOCK != COLUMNS), gains, COLUMNS, EPS)[0][0]
         if program == 0:
             tl.store(hidden + columns, normalised, mask=inside)
-        tl.store(scores + program, tl.sigmoid(tl.sum(row * normalised.to(tl.float32))))
+        score = tl.sigmoid(tl.sum(row * normalised.to(tl.float32)))
+        tl.store(scores + program, score)
+        tl.store(scores + EXPERTS + program, score + own_bias)
         tl.debug_barrier()
         if tl.atomic_add(arrived, 1) == EXPERTS - 1:  # the last to arrive sees every score
-            _choose(scores, bias, experts, weights, EXPERTS, EXPERTS_BLOCK, CHOSEN, FACTOR)
+            _choose(scores, experts, weights, EXPERTS, EXPERTS_BLOCK, CHOSEN, FACTOR)
             tl.store(arrived, 0)
     else:
         rows = (program - EXPERTS) * ROWS + tl.arange(0, ROWS)

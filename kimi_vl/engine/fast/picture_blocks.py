@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kimi_vl.engine.fast.kernels.picture import add_norm, look_up, rotate_patches
-from kimi_vl.engine.fast.kernels.picture_attention import attend_picture, padded
+from kimi_vl.engine.fast.kernels.picture_attention import attend_picture, empty_heads
 from kimi_vl.engine.fast.network import Network
 
 # The steps are small where pictures are that were scaled down to an in_token_limit of 4096 and padded to 2x2 blocks.
@@ -103,9 +103,9 @@ class Blocks:
         for layer, joined in zip(self._tower.layers, self._qkv, strict=True):
             add_norm(x, delta, layer.norm1, hidden)
             qkv = F.linear(hidden, *joined).view(len(x), 3, layer.attn.num_heads, -1)
-            rotated = qkv.new_empty(*qkv.shape[:3], sum(padded(qkv.shape[3])))
-            rotate_patches(qkv, inputs.cosines, inputs.sines, rotated)
-            attend_picture(rotated, inputs.length, attended)
+            heads = empty_heads(qkv)
+            rotate_patches(qkv, inputs.cosines, inputs.sines, inputs.length, *heads)
+            attend_picture(*heads, inputs.length, attended)
             add_norm(x, layer.attn.proj(attended), layer.norm2, hidden)
             delta = layer.mlp.fc2(_expand(layer.mlp, hidden))
         add_norm(x, delta, self._tower.final_layernorm, hidden)

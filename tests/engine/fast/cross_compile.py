@@ -44,7 +44,7 @@ from kimi_vl.engine.fast.weights import Attention, Mlp, dense
 
 INTEGERS = {torch.uint8: "*u8", torch.int32: "*i32", torch.int64: "*i64"}
 POINTERS = {torch.bfloat16: "*bf16", torch.float32: "*fp32", **INTEGERS}
-OPTIONS = ("num_warps", "num_stages", "launch_pdl", "maxnreg")
+OPTIONS = ("num_warps", "num_stages", "launch_pdl")
 MODULES: tuple[ModuleType, ...] = (
     experts,
     experts_down,
@@ -186,9 +186,9 @@ def launch_others() -> None:
     for delta in (of(64, 1152), floats(64, 1152)):
         picture.add_norm.launch(of(64, 1152), delta, norm, of(64, 1152))
     picture.look_up.launch(of(64, 3, 14, 14, dtype=torch.uint8), floats(3, 256), of(64, 592))
-    heads = of(64, 3, 16, 80)
-    picture.rotate_patches.launch(of(64, 3, 16, 72), floats(64, 36), floats(64, 36), heads)
-    picture_attention.attend_picture.launch(heads, integers(1), of(64, 1152))
+    heads = picture_attention.empty_heads(of(64, 3, 16, 72))
+    picture.rotate_patches.launch(of(64, 3, 16, 72), floats(64, 36), floats(64, 36), integers(1), *heads)
+    picture_attention.attend_picture.launch(*heads, integers(1), of(64, 1152))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from kimi_vl.engine.fast.kernels.picture import add_norm, look_up, rotate_patches
-from kimi_vl.engine.fast.kernels.picture_attention import KEYS, QUERIES, attend_picture, padded
+from kimi_vl.engine.fast.kernels.picture_attention import KEYS, QUERIES, attend_picture, empty_heads
 from tests.engine.fast.kernels import DEVICE, DTYPES, HALF, TOLERANCE, check, gains, normal, poison
 
 
@@ -17,12 +17,19 @@ def test_look_up(side: int, padded_size: int, dtype: torch.dtype) -> None:
 
 
 @DTYPES
-@pytest.mark.parametrize("size", [72, 8])
+@pytest.mark.parametrize("size", [72, 64, 8])
 def test_rotate_patches(size: int, dtype: torch.dtype) -> None:
-    qkv, out = normal(5, 3, 2, size, dtype=dtype), poison(5, 3, 2, sum(padded(size)), dtype=dtype)
-    angles = normal(5, size // 2)
-    check(rotate_patches, [out], qkv, angles.cos(), angles.sin(), out, tolerance=TOLERANCE[dtype])
-    assert out[:, 2, :, :size].equal(qkv[:, 2])
+    qkv, angles = normal(5, 3, 2, size, dtype=dtype), normal(5, size // 2)
+    for count in (5, 3):
+        qkv[count:] = angles[count:] = float("nan")
+        heads = [part.fill_(float("nan")) for part in empty_heads(qkv)]
+        arguments = qkv, angles.cos(), angles.sin(), length_of(count), *heads
+        check(rotate_patches, heads, *arguments, tolerance=TOLERANCE[dtype])
+        assert torch.cat(heads, -1)[2, :, :count, :size].transpose(0, 1).equal(qkv[:count, 2])
+
+
+def length_of(count: int) -> torch.Tensor:
+    return torch.tensor([count], dtype=torch.int32, device=DEVICE)
 
 
 @DTYPES
@@ -61,15 +68,22 @@ def test_attend_picture(patches: int, heads: int, size: int, dtype: torch.dtype)
 def check_attention(qkv: torch.Tensor, patches: int, tolerance: float) -> None:
     """With NaN in the rows beyond the picture, if there are any."""
     rows, _, heads, size = qkv.shape
-    angles = normal(rows, size // 2)
-    ready = poison(rows, 3, heads, sum(padded(size)), dtype=qkv.dtype)
-    rotate_patches.reference(qkv, angles.cos(), angles.sin(), ready)
-    ready[patches:] = float("nan")
+    angles, length = normal(rows, size // 2), length_of(patches)
+    qkv[patches:] = angles[patches:] = float("nan")
+    ready = empty_heads(qkv)
+    rotate_patches.reference(qkv, angles.cos(), angles.sin(), length, *ready)
     out = torch.zeros(rows, heads * size, dtype=qkv.dtype, device=DEVICE)
-    length = torch.tensor([patches], dtype=torch.int32, device=DEVICE)
-    check(attend_picture, [out], ready, length, out, tolerance=tolerance)
+    check(attend_picture, [out], *ready, length, out, tolerance=tolerance)
 
 
 def test_scores_that_no_sum_of_exponentials_holds() -> None:
     qkv = normal(QUERIES + 3, 3, 1, 72, dtype=HALF, scale=20)
+    check_attention(qkv, len(qkv), 2 * TOLERANCE[qkv.dtype])
+
+
+@pytest.mark.parametrize("growth", [2, 60, 1000])
+def test_scores_far_larger_than_those_of_the_first_tile(growth: float) -> None:
+    qkv = normal(2 * KEYS + 3, 3, 1, 72, dtype=HALF)
+    qkv[:, 0] = qkv[:, 0].abs() / 10
+    qkv[KEYS:, 1] = qkv[KEYS:, 1].abs() * growth
     check_attention(qkv, len(qkv), 2 * TOLERANCE[qkv.dtype])

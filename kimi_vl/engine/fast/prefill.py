@@ -5,9 +5,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kimi_vl.engine.fast.chunk_attention import CHUNK, attend_chunk
+from kimi_vl.engine.fast.kernels.gated_product import multiply_gated
 from kimi_vl.engine.fast.kernels.operation import is_hopper
 from kimi_vl.engine.fast.kernels.product import add_product, multiply
-from kimi_vl.engine.fast.kernels.prompt import gate, mix, rotate
+from kimi_vl.engine.fast.kernels.prompt import mix, rotate
 from kimi_vl.engine.fast.kernels.prompt_attention import attend_prompt
 from kimi_vl.engine.fast.kernels.prompt_routing import TOKENS, arrange, choose
 from kimi_vl.engine.fast.weights import Attention, Mlp, Weights
@@ -55,24 +56,17 @@ def _attend(x: Tensor, attention: Attention, cache: Tensor, rotary: Tensor, span
 def _transform(x: Tensor, mlp: Mlp, span: Tensor) -> None:
     """Adds the experts' outputs to x [tokens, width]."""
     hidden = F.rms_norm(x, mlp.gain.shape, mlp.gain, mlp.eps)
-    shared = multiply(_gated(multiply(hidden, mlp.shared_gate_up)), mlp.shared_down)
+    shared = multiply(multiply_gated(hidden, mlp.shared_gate_up), mlp.shared_down)
     if not mlp.chosen:
         x += shared
         return
-    length, width = x.shape
-    # zeros, for compile_ahead's sake
-    places, experts = (torch.zeros(length, mlp.chosen, dtype=torch.int32, device=x.device) for _ in range(2))
+    length = len(x)
+    # zeros, for compile_ahead's sake; and rows without a token are read, so that their sources must be some token's
+    places, experts, sources = (torch.zeros(length, mlp.chosen, dtype=torch.int32, device=x.device) for _ in range(3))
     shares = torch.empty(length, mlp.chosen, device=x.device)
     counts = torch.empty(-(-length // TOKENS), len(mlp.router), dtype=torch.int32, device=x.device)
     choose(hidden, mlp, experts, shares, counts, span)
-    arranged, ends = x.new_empty(length * mlp.chosen, width), torch.zeros_like(counts[0])
-    arrange(hidden, experts, counts, arranged, places, ends, span)
-    inner = _gated(multiply(arranged, mlp.gate_up, ends))
+    ends = torch.zeros_like(counts[0])
+    arrange(experts, counts, sources.view(-1), places, ends, span)
+    inner = multiply_gated(hidden, mlp.gate_up, sources.view(-1), ends)
     mix(x, shared, multiply(inner, mlp.down, ends), places, shares, span)
-
-
-def _gated(both: Tensor) -> Tensor:
-    """silu(gate) * up [rows, width] of both [rows, 2 * width]."""
-    out = both.new_empty(len(both), both.shape[1] // 2)
-    gate(both, out)
-    return out

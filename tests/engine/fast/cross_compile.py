@@ -21,10 +21,12 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from kimi_vl.engine.fast.kernels import (
     experts,
     experts_down,
+    gated_product,
     join,
     latent_attention,
     latent_query,
@@ -48,6 +50,7 @@ OPTIONS = ("num_warps", "num_stages", "launch_pdl")
 MODULES: tuple[ModuleType, ...] = (
     experts,
     experts_down,
+    gated_product,
     latent_attention,
     latent_query,
     linear,
@@ -72,6 +75,8 @@ def compile_launches(capability: int, found: dict[str, Any]) -> None:
             elif isinstance(value, Tensor):
                 signature[parameter.name] = POINTERS[value.dtype]
                 attributes[index,] = [["tt.divisibility", 16]]
+            elif isinstance(value, TensorDescriptor):
+                signature[parameter.name] = f"tensordesc<{POINTERS[value.base.dtype][1:]}{value.block_shape}>"
             else:
                 signature[parameter.name] = "fp32" if isinstance(value, float) else "i32"
         source = ASTSource(kernel, signature, constants, attributes)
@@ -177,8 +182,10 @@ def launch_others() -> None:
     span, tokens, chosen, counts = integers(2), of(64, 2048), integers(64, 6), integers(2, 64)
     other = experts_layer(16)
     prompt.gate.launch(of(64, 2816), of(64, 1408))
+    gated_product.gated_product.launch(tokens, other.gate_up.values, integers(384), integers(64), of(384, 1408))
+    gated_product.gated_product.launch(tokens, other.shared_gate_up.values, None, None, of(64, 2816))
     prompt_routing.choose.launch(tokens, other, chosen, floats(64, 6), counts, span)
-    prompt_routing.arrange.launch(tokens, chosen, counts, of(384, 2048), chosen, integers(64), span)
+    prompt_routing.arrange.launch(chosen, counts, integers(384), chosen, integers(64), span)
     prompt.mix.launch(tokens, tokens, of(384, 2048), chosen, floats(64, 6), span)
     join.join.launch(of(3, 64, 16, 128), floats(3, 16, 64), of(64, 2048))
 

@@ -5,6 +5,8 @@ from itertools import accumulate
 import pytest
 import torch
 
+from kimi_vl.engine.fast.kernels import gated_product as gated
+from kimi_vl.engine.fast.kernels.gated_product import WORTH_FUSING, gated_product, multiply_gated
 from kimi_vl.engine.fast.kernels.join import join
 from kimi_vl.engine.fast.kernels.product import FEW, MANY, WORTH_EXPANDING, add_product, multiply, product
 from kimi_vl.engine.fast.kernels.prompt import gate, mix, rotate
@@ -100,10 +102,8 @@ def test_choosing_experts_and_arranging_tokens(
     ids, weights = integers(len(hidden), chosen), torch.zeros(len(hidden), chosen, device=DEVICE)
     counts = integers(blocks, experts)
     check(choose, [ids, weights, counts], hidden, mlp, ids, weights, counts, where, tolerance=1e-5)
-    arranged = torch.zeros(len(hidden) * chosen, width, dtype=dtype, device=DEVICE)
-    places, ends = integers(len(hidden), chosen), integers(experts)
-    written = [arranged, places, ends]
-    check(arrange, written, hidden, ids, counts, arranged, places, ends, where, tolerance=1e-9)
+    sources, places, ends = integers(len(hidden) * chosen), integers(len(hidden), chosen), integers(experts)
+    check(arrange, [sources, places, ends], ids, counts, sources, places, ends, where, tolerance=1e-9)
     for expert in range(experts):
         rows = (places[:length] < ends[expert]) & (places[:length] >= (ends[expert - 1] if expert else 0))
         assert rows.equal(ids[:length] == expert)
@@ -159,6 +159,44 @@ def test_multiply_whatever_computes_it(tokens: int, bits: int) -> None:
     ends = torch.tensor([first, tokens], dtype=torch.int32, device=DEVICE)
     expected = torch.cat([x[:first].float() @ several[0].float().T, x[first:].float() @ several[1].float().T])
     assert_near(multiply(x, several, ends), expected, TOLERANCE[dtype])
+
+
+@DTYPES
+@pytest.mark.parametrize(("tokens", "inner", "width"), [(1, 5, 64), (gated.TOKENS + 1, 2 * gated.COLUMNS + 3, 72)])
+def test_gated_product(tokens: int, inner: int, width: int, dtype: torch.dtype) -> None:
+    out, x = poison(tokens, inner, dtype=dtype), normal(tokens, width, dtype=dtype)
+    weight = normal(2 * inner, width, dtype=dtype, scale=0.2)
+    check(gated_product, [out], x, weight, None, None, out, tolerance=TOLERANCE[dtype])
+
+
+@DTYPES
+@pytest.mark.parametrize(
+    "counts",
+    [[3], [0, 0], [0, 5, 0, gated.TOKENS, 1], [gated.TOKENS + 1, 0, 2 * gated.TOKENS], [1] * 25],
+    ids=lambda counts: str(counts),
+)
+def test_gated_product_of_each_experts_tokens(counts: list[int], dtype: torch.dtype) -> None:
+    padded, inner, width = sum(counts) + 9, gated.COLUMNS + 8, 72
+    x, sources = normal(50, width, dtype=dtype), torch.randint(49, [padded], dtype=torch.int32).to(DEVICE)
+    x[49], sources[sum(counts) :] = float("nan"), 49
+    ends = torch.tensor(list(accumulate(counts)), dtype=torch.int32, device=DEVICE)
+    out = torch.full((padded, inner), 7, dtype=dtype, device=DEVICE)
+    weight = normal(len(counts), 2 * inner, width, dtype=dtype, scale=0.2)
+    check(gated_product, [out], x, weight, sources, ends, out, tolerance=TOLERANCE[dtype])
+    assert out[sum(counts) :].eq(7).all()
+
+
+@pytest.mark.parametrize("bits", [16, 8])
+@pytest.mark.parametrize("tokens", [WORTH_FUSING - 1, WORTH_FUSING])
+def test_multiply_gated_whatever_computes_it(tokens: int, bits: int) -> None:
+    dtype = HALF if DEVICE.type == "cuda" else torch.float32
+    x, several = normal(tokens, 96, dtype=dtype), matrix(2, 80, 96, bits=bits, dtype=dtype, scale=0.2)
+    ends = torch.tensor([tokens // 3, tokens], dtype=torch.int32, device=DEVICE)
+    order = torch.randperm(tokens).to(DEVICE, torch.int32)
+    for weight, sources, offsets in ((several[0], None, None), (several, order, ends)):
+        expected = normal(tokens, 40)
+        gated_product.reference(x, weight.float(), sources, offsets, expected)
+        assert_near(multiply_gated(x, weight, sources, offsets), expected, TOLERANCE[dtype])
 
 
 def assert_near(got: torch.Tensor, expected: torch.Tensor, tolerance: float) -> None:

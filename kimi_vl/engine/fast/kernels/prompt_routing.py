@@ -1,5 +1,5 @@
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
-"""A prompt's tokens to their experts: `choose` picks them, `arrange` lays the tokens out expert after expert.
+"""A prompt's tokens to their experts: `choose` picks them, `arrange` sorts the tokens by expert.
 
 For `span` see kernels/prompt.py.
 """
@@ -115,16 +115,13 @@ choose = Operation(_launch_choose, choose_reference)
 
 @triton.jit(do_not_specialize=["BLOCKS"])
 def _arrange_kernel(
-    hidden,
     experts,
     counts,
-    arranged,
+    sources,
     places,
     ends,
     span,
     BLOCKS,
-    WIDTH: tl.constexpr,
-    WIDTH_BLOCK: tl.constexpr,
     EXPERTS: tl.constexpr,
     BLOCK: tl.constexpr,
     CHOSEN: tl.constexpr,
@@ -155,33 +152,23 @@ def _arrange_kernel(
         expert = tl.load(experts + tokens * CHOSEN + slot, mask=inside, other=BLOCK)
         place = tl.sum(tl.where(ids[None, :] == expert[:, None], all_places, 0), 1)
         tl.store(places + tokens * CHOSEN + slot, place, mask=inside)
-    tl.debug_barrier()  # all places are written before the first is read
-    columns = tl.arange(0, WIDTH_BLOCK)
-    for token in range(program * TOKENS, tl.minimum((program + 1) * TOKENS, length)):
-        row = tl.load(hidden + token * WIDTH + columns, mask=columns < WIDTH)
-        for slot in tl.static_range(CHOSEN):
-            target = arranged + tl.load(places + token * CHOSEN + slot).to(tl.int64) * WIDTH
-            tl.store(target + columns, row, mask=columns < WIDTH)
+        tl.store(sources + place, tokens, mask=inside)
 
 
 def _launch_arrange(
-    hidden: Tensor, experts: Tensor, counts: Tensor, arranged: Tensor, places: Tensor, ends: Tensor, span: Tensor
+    experts: Tensor, counts: Tensor, sources: Tensor, places: Tensor, ends: Tensor, span: Tensor
 ) -> None:
-    width = hidden.shape[1]
     blocks, count = counts.shape
     run_kernel(
         _arrange_kernel,
         (blocks,),
-        hidden,
         experts,
         counts,
-        arranged,
+        sources,
         places,
         ends,
         span,
         blocks,
-        WIDTH=width,
-        WIDTH_BLOCK=triton.next_power_of_2(width),
         EXPERTS=count,
         BLOCK=triton.next_power_of_2(count),
         CHOSEN=experts.shape[1],
@@ -190,21 +177,20 @@ def _launch_arrange(
 
 
 def arrange_reference(
-    hidden: Tensor, experts: Tensor, counts: Tensor, arranged: Tensor, places: Tensor, ends: Tensor, span: Tensor
+    experts: Tensor, counts: Tensor, sources: Tensor, places: Tensor, ends: Tensor, span: Tensor
 ) -> None:
-    """A copy of each token for each of its experts, sorted by expert and then by token, as grouped products take them.
+    """A row for each token and each of its experts, sorted by expert and then by token, as grouped products take them.
 
     Args:
-        hidden: [tokens, width].
         experts, counts: of `choose`.
-        arranged: [tokens * chosen, width], written.
-        places: [tokens, chosen] int32, written: the row of `arranged` for each of a token's experts.
+        sources: [tokens * chosen] int32, written: the token of each row.
+        places: [tokens, chosen] int32, written: the row for each of a token's experts.
         ends: [experts] int32, written: where each expert's rows end.
         span: of the chunk.
     """
     length, chosen = int(span[1]), experts.shape[1]
     order = experts[:length].flatten().sort(stable=True).indices
-    arranged[: length * chosen] = hidden[order // chosen]
+    sources[: length * chosen] = order // chosen
     places.view(-1)[order] = torch.arange(len(order), dtype=torch.int32, device=order.device)
     ends.copy_(counts.sum(0).cumsum(0))
 

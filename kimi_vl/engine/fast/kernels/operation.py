@@ -68,7 +68,7 @@ def compile_ahead(*works: Callable[[], object]) -> None:
     one_of_each = {operation: call for (operation, _), call in calls.items()}
     with ThreadPoolExecutor(initializer=compile_only) as pool:
         list(pool.map(_call, calls.values()))
-    with ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor(initializer=_enter_gpu) as pool:
         list(pool.map(_call, one_of_each.values()))
     for (operation, _), call in calls.items():
         if call is not one_of_each[operation]:
@@ -78,6 +78,11 @@ def compile_ahead(*works: Callable[[], object]) -> None:
 def compile_only() -> None:
     """From here on the calling thread's launches compile their kernels and do no more."""
     _compiling.only = True
+
+
+def _enter_gpu() -> None:
+    """A thread gets the GPU's context with its first launch, and tensor descriptors are made before Triton's own."""
+    torch.zeros(1, device="cuda")
 
 
 def _call(work: Callable[[], None]) -> None:

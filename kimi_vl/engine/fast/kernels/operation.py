@@ -126,7 +126,7 @@ TILES = {
     ("output", 8): Tile(16384, 8),
     ("shared_gate_up", 8): Tile(32768, 4),
     ("shared_down", 8): Tile(16384, 4),
-    ("gate_up", 8): Tile(8192, 1),
+    ("gate_up", 8): Tile(16384, 2),
     ("down", 8): Tile(4096, 8),
     ("head", 8): Tile(16384, 4),
     ("shared_gate_up", 4): Tile(32768, 8),

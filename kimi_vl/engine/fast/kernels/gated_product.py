@@ -129,11 +129,14 @@ gated_product = Operation(_launch_gated_product, gated_product_reference)
 
 def multiply_gated(x: Tensor, matrix: Matrix, sources: Tensor | None = None, ends: Tensor | None = None) -> Tensor:
     """silu(gate) * up [rows, inner], of x times a matrix of any bits whose gate rows are before its up rows."""
-    out = x.new_empty(len(x if sources is None else sources), matrix.shape[-2] // 2)
+    rows = len(x if sources is None else sources)
     # half a tile for each expert is where the tensor cores begin to have more to do than the memory
     worth_fusing = max(WORTH_FUSING, 0 if ends is None else TOKENS // 2 * len(ends))
-    if matrix.bits == 16 and len(out) >= worth_fusing and is_hopper(x.device):
+    if matrix.bits == 16 and rows >= worth_fusing and is_hopper(x.device):
+        out = x.new_empty(rows, matrix.shape[-2] // 2)
         gated_product(x, matrix.values, sources, ends, out)
-    else:
-        gate(multiply(x if sources is None else x.index_select(0, sources), matrix, ends), out)
+        return out
+    both = multiply(x if sources is None else x.index_select(0, sources), matrix, ends)
+    out = both.new_empty(rows, both.shape[1] // 2)  # not earlier: what expands few bits takes most memory
+    gate(both, out)
     return out

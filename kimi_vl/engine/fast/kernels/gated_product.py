@@ -39,7 +39,7 @@ def _rows_of_tile(tile, ends, EXPERTS: tl.constexpr, EXPERTS_BLOCK: tl.constexpr
     return first, tl.sum(tl.where(mine, lasts, 0)), tl.sum(tl.where(mine, experts, 0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["ROWS_OF_ALL"])  # or a prompt of another length would wait for a compilation
 def _gated_product_kernel(
     x,
     weight,

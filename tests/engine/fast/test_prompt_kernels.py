@@ -173,7 +173,7 @@ def test_gated_product(tokens: int, inner: int, width: int, dtype: torch.dtype) 
 @pytest.mark.parametrize(
     "counts",
     [[3], [0, 0], [0, 5, 0, gated.TOKENS, 1], [gated.TOKENS + 1, 0, 2 * gated.TOKENS], [1] * 25],
-    ids=lambda counts: str(counts),
+    ids=str,
 )
 def test_gated_product_of_each_experts_tokens(counts: list[int], dtype: torch.dtype) -> None:
     padded, inner, width = sum(counts) + 9, gated.COLUMNS + 8, 72

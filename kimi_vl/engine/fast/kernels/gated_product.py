@@ -21,7 +21,7 @@ from kimi_vl.engine.fast.matrix import Matrix
 TOKENS = 128  # in a tile
 COLUMNS = 128  # of the output in a tile
 DEPTH = 64  # of both factors at once
-STAGES = {True: 4, False: 1}  # of these on their way, by is_hopper: 224 KB of shared memory
+STAGES = {True: 4, False: 1}  # of these on their way, by is_hopper: 192 KB of shared memory
 WORTH_FUSING = 1024  # tokens; fewer are too few tiles for the GPU, and a prompt graph with more has all compiled ahead
 
 

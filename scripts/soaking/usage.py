@@ -31,7 +31,7 @@ def held(processes: list[int], temporary: Path) -> Held:
 
 def _held(everyone: list[int], temporary: Path) -> Held:
     return Held(
-        memory=sum(_field(process, f"Pss_{kind}") for process in everyone for kind in ("Anon", "Shmem")) * 1024,
+        memory=sum(map(_memory, everyone)),
         descriptors=sum(len(list(Path(f"/proc/{process}/fd").iterdir())) for process in everyone),
         threads=sum(name != TOKIO for process in everyone for name in _threads(process)),
         temporary_files=sum(1 for _ in temporary.rglob("*")),
@@ -53,6 +53,7 @@ def _threads(process: int) -> list[str]:
     return [file.read_text().strip() for file in Path(f"/proc/{process}/task").glob("*/comm")]
 
 
-def _field(process: int, name: str) -> int:
-    lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
+def _memory(process: int) -> int:
+    _, *lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
+    kilobytes = {name: int(number) for name, number, _ in map(str.split, lines)}
+    return 1024 * (kilobytes["Pss_Anon:"] + kilobytes["Pss_Shmem:"])

@@ -27,7 +27,7 @@ from kimi_vl.engine.fast.kernels.weight import (
     load_scales,
     load_vector,
     multiply,
-    pieces,
+    piece_sizes,
     take_units,
 )
 from kimi_vl.engine.fast.weights import Mlp
@@ -44,7 +44,7 @@ def _load_pieces(
     B: tl.constexpr,
     WARPS: tl.constexpr,
 ):
-    """Whole rows of a matrix, in the pieces of `pieces`, and their scales."""
+    """Whole rows of a matrix, in the pieces of `piece_sizes`, and their scales."""
     units_a, units_b = take_units(0, A, PLANES, WARPS), take_units(A, B, PLANES, WARPS)
     a = load_rows(matrix, rows, units_a, UNITS, PLANES, False)
     b = load_rows(matrix, rows, units_b, UNITS, PLANES, A + B > UNITS)
@@ -204,7 +204,7 @@ def _launch_expand(x: Tensor, mlp: Mlp, work: Scratch) -> None:
         SHARED=shared,
         SHARED_UNITS=mlp.shared_down.units,
         SHARED_PLANES=mlp.shared_down.planes,
-        **pieces(mlp.shared_down.units, mlp.shared_down.bits),
+        **piece_sizes(mlp.shared_down.units, mlp.shared_down.bits),
         DOWN_ROWS=down_rows,
         ROWS=rows,
         WARPS=tile.warps,
@@ -280,7 +280,7 @@ def _launch_contract(x: Tensor, mlp: Mlp, work: Scratch) -> None:
         work.activations,
         WIDTH=width,
         INNER=inner,
-        **pieces(inner, 16),
+        **piece_sizes(inner, 16),
         CHOSEN=mlp.chosen,
         CHOSEN_BLOCK=triton.next_power_of_2(mlp.chosen),
         ROWS=rows,

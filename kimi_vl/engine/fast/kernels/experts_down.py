@@ -12,7 +12,14 @@ from torch import Tensor
 from kimi_vl.engine.fast.kernels.operation import TILES, launch_options, release_next, run_kernel, wait_for_previous
 from kimi_vl.engine.fast.kernels.quantise import WORDS
 from kimi_vl.engine.fast.kernels.routing import Scratch
-from kimi_vl.engine.fast.kernels.weight import enlarge, load_vector, pieces, sum_stretches, take_stretches, take_units
+from kimi_vl.engine.fast.kernels.weight import (
+    enlarge,
+    load_vector,
+    piece_sizes,
+    sum_stretches,
+    take_stretches,
+    take_units,
+)
 from kimi_vl.engine.fast.weights import Mlp
 
 
@@ -128,7 +135,7 @@ def launch_contract_words(x: Tensor, mlp: Mlp, work: Scratch) -> None:
         INNER=inner,
         UNITS=mlp.down.units,
         PLANES=mlp.down.planes,
-        **pieces(mlp.chosen * mlp.down.units, mlp.down.bits),
+        **piece_sizes(mlp.chosen * mlp.down.units, mlp.down.bits),
         CHOSEN=mlp.chosen,
         ROWS=rows,
         WARPS=tile.warps,

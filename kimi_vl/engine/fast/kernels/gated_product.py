@@ -13,7 +13,7 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from kimi_vl.engine.fast.kernels.operation import Operation, is_hopper, run_kernel
-from kimi_vl.engine.fast.kernels.product import multiply
+from kimi_vl.engine.fast.kernels.product import multiply, rows_of_tile
 from kimi_vl.engine.fast.kernels.prompt import gate
 from kimi_vl.engine.fast.kernels.routing import silu
 from kimi_vl.engine.fast.matrix import Matrix
@@ -23,20 +23,6 @@ COLUMNS = 128  # of the output in a tile
 DEPTH = 64  # of both factors at once
 STAGES = {True: 4, False: 1}  # of these on their way, by is_hopper: 192 KB of shared memory
 WORTH_FUSING = 1024  # tokens; fewer are too few tiles for the GPU, and a prompt graph with more has all compiled ahead
-
-
-@triton.jit
-def _rows_of_tile(tile, ends, EXPERTS: tl.constexpr, EXPERTS_BLOCK: tl.constexpr, TOKENS: tl.constexpr):
-    """Where the rows of a tile begin, where those of its expert end, and which expert that is; none in spare tiles."""
-    experts = tl.arange(0, EXPERTS_BLOCK)
-    mask = experts < EXPERTS
-    lasts = tl.load(ends + experts, mask=mask, other=0)
-    firsts = tl.load(ends + experts - 1, mask=mask & (experts > 0), other=0)
-    tiles = tl.where(mask, (lasts - firsts + TOKENS - 1) // TOKENS, 0)
-    before = tl.cumsum(tiles, 0) - tiles
-    mine = (tile >= before) & (tile < before + tiles)
-    first = tl.sum(tl.where(mine, firsts + (tile - before) * TOKENS, 0))
-    return first, tl.sum(tl.where(mine, lasts, 0)), tl.sum(tl.where(mine, experts, 0))
 
 
 @triton.jit(do_not_specialize=["ROWS_OF_ALL"])  # or a prompt of another length would wait for a compilation
@@ -59,7 +45,7 @@ def _gated_product_kernel(
     tile, column = tl.program_id(0) // wide, tl.program_id(0) % wide * COLUMNS
     first, last, expert = tile * TOKENS, ROWS_OF_ALL, 0
     if ends is not None:
-        first, last, expert = _rows_of_tile(tile, ends, EXPERTS, EXPERTS_BLOCK, TOKENS)
+        first, last, expert = rows_of_tile(tile, ends, EXPERTS, EXPERTS_BLOCK, TOKENS)
     if first >= last:
         return
     rows, columns = first + tl.arange(0, TOKENS), column + tl.arange(0, COLUMNS)

@@ -61,6 +61,20 @@ def _multiply(
 
 
 @triton.jit
+def rows_of_tile(tile, ends, EXPERTS: tl.constexpr, EXPERTS_BLOCK: tl.constexpr, TOKENS: tl.constexpr):
+    """Where the rows of a tile begin, where those of its expert end, and which expert that is; none in spare tiles."""
+    experts = tl.arange(0, EXPERTS_BLOCK)
+    mask = experts < EXPERTS
+    lasts = tl.load(ends + experts, mask=mask, other=0)
+    firsts = tl.load(ends + experts - 1, mask=mask & (experts > 0), other=0)
+    tiles = tl.where(mask, (lasts - firsts + TOKENS - 1) // TOKENS, 0)
+    before = tl.cumsum(tiles, 0) - tiles
+    mine = (tile >= before) & (tile < before + tiles)
+    first = tl.sum(tl.where(mine, firsts + (tile - before) * TOKENS, 0))
+    return first, tl.sum(tl.where(mine, lasts, 0)), tl.sum(tl.where(mine, experts, 0))
+
+
+@triton.jit(do_not_specialize=["TOKENS_OF_ALL"])  # or a prompt of another length would wait for a compilation
 def _product_kernel(
     x,
     values,
@@ -82,19 +96,10 @@ def _product_kernel(
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     known = rows < HEIGHT
     matrix_rows = rows.to(tl.int64)
-    first = tile * TOKENS
-    last = TOKENS_OF_ALL
+    first, last = tile * TOKENS, TOKENS_OF_ALL
     if ends is not None:
-        experts = tl.arange(0, EXPERTS_BLOCK)
-        mask = experts < EXPERTS
-        expert_ends = tl.load(ends + experts, mask=mask, other=0)
-        begins = tl.load(ends + experts - 1, mask=mask & (experts > 0), other=0)
-        tiles = tl.where(mask, (expert_ends - begins + TOKENS - 1) // TOKENS, 0)
-        tiles_before = tl.cumsum(tiles, 0) - tiles
-        mine = (tile >= tiles_before) & (tile < tiles_before + tiles)  # of no expert, or of one
-        last = tl.sum(tl.where(mine, expert_ends, 0))
-        first = tl.sum(tl.where(mine, begins + (tile - tiles_before) * TOKENS, 0))
-        matrix_rows += tl.sum(tl.where(mine, experts, 0)).to(tl.int64) * HEIGHT
+        first, last, expert = rows_of_tile(tile, ends, EXPERTS, EXPERTS_BLOCK, TOKENS)
+        matrix_rows += expert.to(tl.int64) * HEIGHT
     if first >= last:
         return
     tokens = first + tl.arange(0, TOKENS)

@@ -17,7 +17,7 @@ from kimi_vl.engine.fast.kernels.quantise import WORDS
 SMALL = 2.0**-49  # products with words are computed times this, and come to their size with the scales
 
 
-def pieces(units: int, bits: int) -> dict[str, int]:
+def piece_sizes(units: int, bits: int) -> dict[str, int]:
     """Powers of two that together cover a row, A + B ≥ units, of which A lies inside it; of words in whole groups.
 
     Tiles of these sizes leave fewer threads idle than one tile of the next power of two.

@@ -15,6 +15,7 @@ from kimi_vl.engine.fast.kernels.operation import (
     Operation,
     is_hopper,
     launch_options,
+    prefetch,
     release_next,
     run_kernel,
     wait_for_previous,
@@ -24,6 +25,7 @@ from kimi_vl.engine.fast.weights import Attention
 
 SPLITS = 128  # parts of the cache that are attended to at the same time: about one for each multiprocessor
 TOKENS = 64  # cached tokens in a tile
+AHEAD = 32  # of a split's tokens asked for before their query is there; all of them would delay it
 STAGES = {True: 3, False: 2}  # tiles on their way, by is_hopper: 168 KB of shared memory, or 94 KB
 MERGE_ROWS = 16  # value rows in one program of `merge`
 MERGE_SPLITS = 32  # splits that `merge` reads at once
@@ -35,6 +37,14 @@ def _tokens_per_split(position, TOKENS: tl.constexpr, SPLITS: tl.constexpr):
     """How many of the position + 1 cached tokens each split has: whole tiles, spread evenly."""
     tiles = position // TOKENS + 1
     return (tiles + SPLITS - 1) // SPLITS * TOKENS
+
+
+@triton.jit
+def _tokens_of_split(position_pointer, split, TOKENS: tl.constexpr, SPLITS: tl.constexpr):
+    """Where a split begins and ends; without tokens its end is not after its beginning."""
+    position = tl.load(position_pointer)
+    share = _tokens_per_split(position, TOKENS, SPLITS)
+    return split * share, tl.minimum((split + 1) * share, position + 1)
 
 
 @triton.jit
@@ -51,6 +61,7 @@ def _attend_kernel(
     ROPE: tl.constexpr,
     TOKENS: tl.constexpr,
     SPLITS: tl.constexpr,
+    AHEAD: tl.constexpr,
     PDL: tl.constexpr,
 ):
     # The next kernel is not released: its programs would crowd out some of these, which need a multiprocessor each.
@@ -60,11 +71,13 @@ def _attend_kernel(
     rope_columns = LATENT + tl.arange(0, ROPE)
     width: tl.constexpr = LATENT + ROPE
     known = heads < HEADS
+    if PDL:
+        first, last = _tokens_of_split(position_pointer, split, TOKENS, SPLITS)
+        if first < last:
+            row_bytes: tl.constexpr = width * cache.dtype.element_ty.primitive_bitwidth // 8
+            prefetch(cache + first.to(tl.int64) * width, tl.minimum(last - first, AHEAD) * row_bytes)
     wait_for_previous(PDL)
-    position = tl.load(position_pointer)
-    share = _tokens_per_split(position, TOKENS, SPLITS)
-    first = split * share
-    last = tl.minimum(first + share, position + 1)
+    first, last = _tokens_of_split(position_pointer, split, TOKENS, SPLITS)
     if first < last:
         q_latent = tl.load(query + heads[:, None] * width + columns[None, :], mask=known[:, None], other=0.0)
         q_rope = tl.load(query + heads[:, None] * width + rope_columns[None, :], mask=known[:, None], other=0.0)
@@ -108,6 +121,7 @@ def _launch_attend(query: Tensor, cache: Tensor, position: Tensor, parts: Tensor
         ROPE=query.shape[1] - latent,
         TOKENS=TOKENS,
         SPLITS=splits,
+        AHEAD=AHEAD,
         num_stages=STAGES[is_hopper(query.device)],
         **launch_options(query, WARPS),
     )

@@ -11,7 +11,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kimi_vl.engine.fast.kernels.operation import Operation, launch_options, rms_norm, run_kernel, wait_for_previous
+from kimi_vl.engine.fast.kernels.operation import (
+    Operation,
+    launch_options,
+    release_next,
+    rms_norm,
+    run_kernel,
+    wait_for_previous,
+)
 from kimi_vl.engine.fast.weights import Attention
 
 COLUMNS = 64  # latent columns in one program
@@ -47,11 +54,11 @@ def _store_rotated(target, even, odd, cosine, sine, inside, HALF: tl.constexpr):
 
 
 @triton.jit
-def _store_row(fresh, gain, cosine, sine, row, LATENT: tl.constexpr, ROPE: tl.constexpr, EPS: tl.constexpr):
+def _store_row(fresh, gains, cosine, sine, row, LATENT: tl.constexpr, ROPE: tl.constexpr, EPS: tl.constexpr):
     """The token's row of the cache: its normalised latent and its rotated key."""
     columns = tl.arange(0, LATENT)
     latent = tl.load(fresh + columns)
-    latent = latent * tl.rsqrt(tl.sum(latent * latent) / LATENT + EPS) * tl.load(gain + columns).to(tl.float32)
+    latent = latent * tl.rsqrt(tl.sum(latent * latent) / LATENT + EPS) * gains.to(tl.float32)
     tl.store(row + columns, latent.to(row.dtype.element_ty))
     pairs = tl.arange(0, ROPE // 2)
     even, odd = tl.load(fresh + LATENT + 2 * pairs), tl.load(fresh + LATENT + 2 * pairs + 1)
@@ -77,19 +84,21 @@ def _absorb_kernel(
     EPS: tl.constexpr,
     PDL: tl.constexpr,
 ):
+    release_next(PDL)
     program = tl.program_id(0)
     chunks: tl.constexpr = LATENT // COLUMNS
     if program < HEADS * chunks:
         columns = (program % chunks) * COLUMNS + tl.arange(0, COLUMNS)
         _absorb_key(projected, kv_b, query, program // chunks, columns, NOPE, ROPE, VALUE, LATENT, PDL)
     else:
+        gains = tl.load(gain + tl.arange(0, LATENT))
         wait_for_previous(PDL)
         position = tl.load(position_pointer)
         pairs = tl.arange(0, ROPE // 2)
         cosine = tl.load(rotary + position * ROPE + pairs)
         sine = tl.load(rotary + position * ROPE + ROPE // 2 + pairs)
         row = cache + position.to(tl.int64) * (LATENT + ROPE)
-        _store_row(projected + HEADS * (NOPE + ROPE), gain, cosine, sine, row, LATENT, ROPE, EPS)
+        _store_row(projected + HEADS * (NOPE + ROPE), gains, cosine, sine, row, LATENT, ROPE, EPS)
         heads = tl.arange(0, HEADS_BLOCK)[:, None]
         inside = heads < HEADS
         source = projected + heads * (NOPE + ROPE) + NOPE + 2 * pairs[None, :]

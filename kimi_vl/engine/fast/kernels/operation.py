@@ -149,6 +149,12 @@ def is_hopper(device: torch.device) -> bool:
 
 
 @cache
+def multiprocessors(device: torch.device) -> int:
+    """How many a GPU has; without one as many as an H100."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 132
+
+
+@cache
 def _capability(device: torch.device) -> tuple[int, int]:
     return torch.cuda.get_device_capability(device)
 
@@ -166,6 +172,29 @@ def wait_for_previous(PDL: tl.constexpr):
     wrote may be read, and nothing written."""
     if PDL:
         gdc_wait()
+
+
+@triton.jit
+def prefetch(pointer, size):
+    """On compute capability 9, asks for so many bytes, a multiple of 16, to come into the L2 cache.
+
+    For a little of what is needed soon: a program ends only when all that it asked for is there.
+    """
+    tl.inline_asm_elementwise(
+        """{
+        .reg .pred first;
+        .reg .u32 thread;
+        mov.u32 thread, %tid.x;
+        setp.eq.u32 first, thread, 0;
+        @first cp.async.bulk.prefetch.L2.global [$1], $2;
+        mov.u32 $0, 0;
+        }""",
+        "=r,l,r",
+        [pointer.to(tl.int64), size],
+        dtype=tl.int32,
+        is_pure=False,
+        pack=1,
+    )
 
 
 def rms_norm(x: Tensor, gain: Tensor, eps: float) -> Tensor:

@@ -25,7 +25,8 @@ def attend_chunk(q: Tensor, rows: Tensor, attention: Attention, out: Tensor) -> 
     """
     past = len(rows) - CHUNK
     spans = [(start, min(start + SEGMENT, past)) for start in range(0, past, SEGMENT)] + [(past, len(rows))]
-    parts = q.new_empty(len(spans), CHUNK, attention.heads, attention.value)
+    whole = out.view(1, CHUNK, attention.heads, attention.value)
+    parts = whole if len(spans) == 1 else out.new_empty(len(spans), *whole.shape[1:])
     sums = torch.empty(len(spans), attention.heads, CHUNK, device=q.device)
     for (start, end), part, sums_of_part in zip(spans, parts, sums, strict=True):
         k, v = _keys_and_values(rows[start:end], attention)
@@ -43,7 +44,8 @@ def attend_chunk(q: Tensor, rows: Tensor, attention: Attention, out: Tensor) -> 
             )
             part[block] = mixed[0].transpose(0, 1)
             sums_of_part[:, block] = logarithms[0, ..., 0]
-    join(parts, sums, out)
+    if len(spans) > 1:
+        join(parts, sums, out)
 
 
 def _keys_and_values(rows: Tensor, attention: Attention) -> tuple[Tensor, Tensor]:
@@ -54,7 +56,8 @@ def _keys_and_values(rows: Tensor, attention: Attention) -> tuple[Tensor, Tensor
     by_head = attention.kv_b.view(heads, -1, attention.latent).mT
     torch.bmm(latents, by_head[..., :nope], out=k[..., :nope].transpose(0, 1))
     torch.bmm(latents, by_head[..., nope:], out=v.transpose(0, 1))
-    k[..., nope:] = rows[:, None, attention.latent :]
+    whole = torch.complex128  # 8 numbers at once, since the copy takes one by one
+    k.view(whole)[..., nope // 8 :] = rows.view(whole)[:, None, attention.latent // 8 :]
     return k, v
 
 

@@ -34,9 +34,9 @@ class PromptGraphs:
         self._captured: list[_Captured] = []
 
     def example(self) -> Tensor:
-        """What launches all kernels of a prompt, those for few tokens and those for many."""
+        """What launches all kernels of a prompt, those for few tokens, with a context in parts, and those for many."""
         prefill(*self._model, self._x, self._span, LENGTHS[-1])
-        return prefill(*self._model, self._x[: LENGTHS[0]], self._span, LENGTHS[0])
+        return prefill(*self._model, self._x[: LENGTHS[0]], self._span, LENGTHS[-1])
 
     def capture(self) -> None:
         """Captures each length with each context that it fits."""

@@ -145,7 +145,9 @@ def launch_decoder(experts_bits: int, bits: int) -> None:
     span, projected = integers(2), of(64, 3648)
     for rows in (projected, of(64, 576)):
         prompt.rotate.launch(rows, attention, rotary, cache, span)
-    prompt_attention.attend_prompt.launch(projected[:, :-576], of(4096, 4096), cache, attention, span, of(64, 2048))
+    prompt_attention.attend_parts.launch(
+        projected[:, :-576], of(4096, 4096), cache, attention, span, of(8, 64, 16, 128), floats(8, 16, 64)
+    )
     if bits == 16:
         return
     for tokens in (64, 16384):

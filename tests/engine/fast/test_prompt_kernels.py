@@ -4,13 +4,14 @@ from itertools import accumulate
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from kimi_vl.engine.fast.kernels import gated_product as gated
 from kimi_vl.engine.fast.kernels.gated_product import WORTH_FUSING, gated_product, multiply_gated
 from kimi_vl.engine.fast.kernels.join import join
 from kimi_vl.engine.fast.kernels.product import FEW, MANY, WORTH_EXPANDING, add_product, multiply, product
 from kimi_vl.engine.fast.kernels.prompt import gate, mix, rotate
-from kimi_vl.engine.fast.kernels.prompt_attention import KEYS, ROWS, attend_prompt
+from kimi_vl.engine.fast.kernels.prompt_attention import KEYS, ROWS, attend_parts, attend_prompt
 from kimi_vl.engine.fast.kernels.prompt_routing import TOKENS, arrange, choose
 from tests.engine.fast.kernels import (
     DEVICE,
@@ -75,17 +76,37 @@ def test_mix(tokens: int, width: int, chosen: int, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize(
     ("past", "tokens"), [(0, 1), (0, ROWS), (0, ROWS + 1), (1, 5), (KEYS, 1), (KEYS - 1, ROWS + 3), (3 * KEYS + 5, 70)]
 )
-@pytest.mark.parametrize("padding", [0, ROWS])
-def test_attend_prompt(past: int, tokens: int, heads: int, padding: int, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(("padding", "count"), [(0, 1), (ROWS, 1), (ROWS, 3)])
+def test_attend_parts(past: int, tokens: int, heads: int, padding: int, count: int, dtype: torch.dtype) -> None:
     weights = attention_weights(heads, dtype)
     context = past + tokens
     q = normal(tokens + padding, heads * 48 + 16, dtype=dtype)[:, :-16]
     kv = normal(context + padding, len(weights.kv_b), dtype=dtype)
     cache = normal(context + 9, weights.row, dtype=dtype)
     cache[context:] = kv[context:] = float("nan")  # what no token has written may hold anything
-    out = torch.zeros(tokens + padding, heads * weights.value, dtype=dtype, device=DEVICE)
-    arguments = q, kv, cache, weights, span(past, tokens), out
-    check(attend_prompt, [out], *arguments, tolerance=max(TOLERANCE[dtype], 1e-5))
+    parts = torch.zeros(count, tokens + padding, heads, weights.value, dtype=dtype, device=DEVICE)
+    sums = torch.zeros(count, heads, tokens + padding, device=DEVICE)
+    arguments = q, kv, cache, weights, span(past, tokens), parts, sums
+    check(attend_parts, [parts, sums], *arguments, tolerance=max(TOLERANCE[dtype], 1e-5))
+
+
+@DTYPES
+@pytest.mark.parametrize(("past", "tokens"), [(0, 70), (1, 1024), (2053, ROWS + 3)])
+def test_attend_prompt_is_plain_attention(past: int, tokens: int, dtype: torch.dtype) -> None:
+    weights = attention_weights(3, dtype)
+    context = past + tokens
+    q, kv = normal(tokens, 3 * 48, dtype=dtype), normal(context, len(weights.kv_b), dtype=dtype)
+    cache = normal(context, weights.row, dtype=dtype)
+    out = poison(tokens, 3 * weights.value, dtype=dtype)
+    attend_prompt(q, kv, cache, weights, span(past, tokens), out)
+
+    k_nope, v = kv.float().view(context, 3, -1).split([weights.nope, weights.value], 2)
+    k = torch.cat([k_nope, cache[:, None, weights.latent :].float().expand(-1, 3, -1)], 2)
+    seen = torch.ones(tokens, context, dtype=torch.bool, device=DEVICE).tril(past)
+    queries, keys, values = (t.transpose(0, 1)[None] for t in (q.float().view(tokens, 3, -1), k, v))
+    plain = F.scaled_dot_product_attention(queries, keys, values, attn_mask=seen, scale=weights.scale)
+    expected = plain[0].transpose(0, 1).flatten(1)
+    assert (out.float() - expected).norm() < max(TOLERANCE[dtype], 1e-5) * expected.norm()
 
 
 @DTYPES

@@ -9,7 +9,7 @@ from torch import Tensor
 from kimi_vl.engine.fast.kernels.operation import Operation, run_kernel
 
 
-@triton.jit(do_not_specialize=["PARTS"])
+@triton.jit(do_not_specialize=["PARTS", "TOKENS"])
 def _join_kernel(parts, sums, out, PARTS, TOKENS, HEADS: tl.constexpr, HEADS_BLOCK: tl.constexpr, VALUE: tl.constexpr):
     token = tl.program_id(0).to(tl.int64)
     heads, values = tl.arange(0, HEADS_BLOCK), tl.arange(0, VALUE)

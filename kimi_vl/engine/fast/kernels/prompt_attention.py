@@ -2,21 +2,27 @@
 """Causal attention of a chunk of a prompt to itself and to all before it, without a mask or a score in memory.
 
 Flash attention (Dao, arXiv 2307.08691) for heads whose key has two parts: 128 dimensions of its own, and 64 rotated
-ones that all heads share and that are read straight from the latent cache.
+ones that all heads share and that are read straight from the latent cache. Where a chunk has too few tokens to occupy
+the GPU, the context is split into parts that are attended to at the same time.
 """
 
+from math import log
+
 import torch
-import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from kimi_vl.engine.fast.kernels.operation import LOG2_E, Operation, is_hopper, run_kernel
+from kimi_vl.engine.fast.kernels.join import join
+from kimi_vl.engine.fast.kernels.operation import LOG2_E, Operation, is_hopper, multiprocessors, run_kernel
 from kimi_vl.engine.fast.weights import Attention
 
 ROWS = 128  # queries in one program
 KEYS = 64  # keys that it reads at once
 STAGES = {True: 3, False: 2}  # of them on their way, by is_hopper: 172 KB of shared memory, or 90 KB
+MOST_PARTS = 8  # of a context
+STARTING = 256  # keys that a program could attend to in the time in which it starts and ends
+LOWEST = -1e30  # finite, so that rows that see no key of a part weigh nothing instead of being no number
 
 
 @triton.jit
@@ -65,13 +71,15 @@ def _attend_to(
     return maximum, total, weighted
 
 
-@triton.jit
-def _attend_prompt_kernel(
+@triton.jit(do_not_specialize=["TOKENS"])  # or a prompt of another length would wait for a compilation
+def _attend_parts_kernel(
     q,
     kv,
     rope_keys,
-    out,
+    parts,
+    sums,
     span,
+    TOKENS,
     stride,
     scale,
     HEADS: tl.constexpr,
@@ -81,9 +89,11 @@ def _attend_prompt_kernel(
     ROW: tl.constexpr,
     ROWS: tl.constexpr,
     KEYS: tl.constexpr,
+    LOWEST: tl.constexpr,
+    LN_2: tl.constexpr,
 ):
     block = tl.num_programs(0) - 1 - tl.program_id(0)  # the longest first
-    head = tl.program_id(1)
+    head, part = tl.program_id(1), tl.program_id(2)
     past, length = tl.load(span), tl.load(span + 1)
     if block * ROWS >= length:
         return
@@ -95,35 +105,44 @@ def _attend_prompt_kernel(
     q_rope = tl.load(queries + NOPE + rope[None, :], mask=inside, other=0.0)
     head_kv = kv + head * (NOPE + VALUE)
 
-    maximum = tl.full([ROWS], float("-inf"), tl.float32)
+    maximum = tl.full([ROWS], LOWEST, tl.float32)
     total = tl.zeros([ROWS], tl.float32)
     weighted = tl.zeros([ROWS, VALUE], tl.float32)
     positions = past + tokens
-    seen_by_all = (past + block * ROWS) // KEYS * KEYS
     end = past + tl.minimum((block + 1) * ROWS, length)
+    share = tl.cdiv(tl.cdiv(end, KEYS), tl.num_programs(2)) * KEYS
+    first, last = part * share, tl.minimum((part + 1) * share, end)
+    seen_by_all = tl.minimum((past + block * ROWS) // KEYS * KEYS, last)
+    seen_by_some = tl.maximum(first, seen_by_all)
     maximum, total, weighted = _attend_to(
-        q_nope, q_rope, maximum, total, weighted, head_kv, rope_keys, 0, seen_by_all, positions, scale,
+        q_nope, q_rope, maximum, total, weighted, head_kv, rope_keys, first, seen_by_all, positions, scale,
         HEADS, NOPE, ROPE, VALUE, ROW, KEYS, False,
     )  # fmt: skip
     maximum, total, weighted = _attend_to(
-        q_nope, q_rope, maximum, total, weighted, head_kv, rope_keys, seen_by_all, end, positions, scale,
+        q_nope, q_rope, maximum, total, weighted, head_kv, rope_keys, seen_by_some, last, positions, scale,
         HEADS, NOPE, ROPE, VALUE, ROW, KEYS, True,
     )  # fmt: skip
-    result = (weighted / total[:, None]).to(out.dtype.element_ty)
-    tl.store(out + (tokens.to(tl.int64)[:, None] * HEADS + head) * VALUE + value[None, :], result, mask=inside)
+    divisor = tl.where(total > 0, total, 1)
+    mean = (weighted / divisor[:, None]).to(parts.dtype.element_ty)
+    place = part.to(tl.int64) * TOKENS + tokens
+    tl.store(parts + (place[:, None] * HEADS + head) * VALUE + value[None, :], mean, mask=inside)
+    logarithms = tl.where(total > 0, maximum * LN_2 + tl.log(divisor), float("-inf"))
+    tl.store(sums + (part * HEADS + head) * TOKENS + tokens, logarithms, mask=tokens < length)
 
 
-def _launch_attend_prompt(
-    q: Tensor, kv: Tensor, cache: Tensor, attention: Attention, span: Tensor, out: Tensor
+def _launch_attend_parts(
+    q: Tensor, kv: Tensor, cache: Tensor, attention: Attention, span: Tensor, parts: Tensor, sums: Tensor
 ) -> None:
     run_kernel(
-        _attend_prompt_kernel,
-        (triton.cdiv(len(q), ROWS), attention.heads),
+        _attend_parts_kernel,
+        (triton.cdiv(len(q), ROWS), attention.heads, len(parts)),
         q,
         kv,
         cache[:, attention.latent :],
-        out,
+        parts,
+        sums,
         span,
+        len(q),
         q.stride(0),
         attention.scale * LOG2_E,
         HEADS=attention.heads,
@@ -133,15 +152,19 @@ def _launch_attend_prompt(
         ROW=cache.shape[1],
         ROWS=ROWS,
         KEYS=KEYS,
+        LOWEST=LOWEST,
+        LN_2=log(2),
         num_warps=8,
         num_stages=STAGES[is_hopper(q.device)],
     )
 
 
-def attend_prompt_reference(
-    q: Tensor, kv: Tensor, cache: Tensor, attention: Attention, span: Tensor, out: Tensor
+def attend_parts_reference(
+    q: Tensor, kv: Tensor, cache: Tensor, attention: Attention, span: Tensor, parts: Tensor, sums: Tensor
 ) -> None:
-    """Attention of a chunk's tokens to all of the context up to themselves.
+    """Attention of a chunk's tokens to each part of the context up to themselves, to be joined by `join`.
+
+    Every ROWS tokens have parts of their own, since they see as much of the context as the last of them does.
 
     Args:
         q: [tokens, heads * (nope + rope)], rotated; rows may be further apart than they are long.
@@ -149,17 +172,50 @@ def attend_prompt_reference(
         cache: [context, latent + rope], the layer's, for its rotated keys.
         attention: the layer's weights.
         span: of the chunk, see kernels/prompt.py.
-        out: [tokens, heads * value], written.
+        parts: [parts, tokens, heads, value], written: the mean of a part's values, or 0 where a token sees none of it.
+        sums: [parts, heads, tokens] float32, written: the logarithm of a part's sum of exp(score).
     """
     past, length = span.tolist()
     heads, q, kv, cache = attention.heads, q[:length], kv[: past + length], cache[: past + length]
-    k_nope, v = kv.view(len(kv), heads, -1).split([attention.nope, attention.value], 2)
-    k_rope = cache[:, None, attention.latent :].expand(-1, heads, -1)
+    k_nope, v = kv.float().view(len(kv), heads, -1).split([attention.nope, attention.value], 2)
+    k_rope = cache[:, None, attention.latent :].float().expand(-1, heads, -1)
     k = torch.cat([k_nope, k_rope], 2)
-    allowed = torch.ones(length, len(kv), dtype=torch.bool, device=q.device).tril(past)
-    queries, keys, values = (t.transpose(0, 1)[None] for t in (q.unflatten(1, (heads, -1)), k, v))
-    mixed = F.scaled_dot_product_attention(queries, keys, values, attn_mask=allowed, scale=attention.scale)
-    out[:length] = mixed[0].transpose(0, 1).flatten(1)
+    for start in range(0, length, ROWS):
+        block = slice(start, min(start + ROWS, length))
+        end = past + block.stop
+        seen = torch.arange(end, device=q.device) <= torch.arange(past + start, end, device=q.device)[:, None]
+        scores = torch.einsum("qhd,khd->hqk", q[block].float().unflatten(1, (heads, -1)), k[:end]) * attention.scale
+        scores = scores.where(seen, float("-inf"))
+        share = triton.cdiv(triton.cdiv(end, KEYS), len(parts)) * KEYS
+        for part in range(len(parts)):
+            keys = slice(part * share, (part + 1) * share)
+            weights = scores[..., keys].softmax(-1).nan_to_num(0)
+            parts[part, block] = torch.einsum("hqk,khd->qhd", weights, v[:end][keys])
+            sums[part, :, block] = scores[..., keys].logsumexp(-1)
 
 
-attend_prompt = Operation(_launch_attend_prompt, attend_prompt_reference)
+attend_parts = Operation(_launch_attend_parts, attend_parts_reference)
+
+
+def attend_prompt(q: Tensor, kv: Tensor, cache: Tensor, attention: Attention, span: Tensor, out: Tensor) -> None:
+    """Attention of a chunk's tokens to all of the context up to themselves, into out [tokens, heads * value].
+
+    For the other arguments see attend_parts_reference.
+    """
+    count = _best_count(triton.cdiv(len(q), ROWS) * attention.heads, len(kv) - len(q) // 2, multiprocessors(q.device))
+    whole = out.view(1, len(q), attention.heads, attention.value)
+    parts = whole if count == 1 else out.new_empty(count, *whole.shape[1:])
+    sums = torch.empty(count, attention.heads, len(q), device=q.device)
+    attend_parts(q, kv, cache, attention, span, parts, sums)
+    if count > 1:
+        join(parts, sums, out)
+
+
+def _best_count(programs: int, keys: int, multiprocessors: int) -> int:
+    """Into how many parts to split so many keys: each multiprocessor runs one program of each part at a time."""
+
+    def duration(count: int) -> int:
+        in_turn = triton.cdiv(programs * count, multiprocessors)
+        return in_turn * (triton.cdiv(keys, count * KEYS) * KEYS + STARTING)
+
+    return min(range(1, MOST_PARTS + 1), key=duration)

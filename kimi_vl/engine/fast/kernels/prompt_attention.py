@@ -22,6 +22,7 @@ KEYS = 64  # keys that it reads at once
 STAGES = {True: 3, False: 2}  # of them on their way, by is_hopper: 172 KB of shared memory, or 90 KB
 MOST_PARTS = 8  # of a context
 STARTING = 256  # keys that a program could attend to in the time in which it starts and ends
+ENOUGH = 1.125  # times as long as the quickest: fewer parts take less memory
 LOWEST = -1e30  # finite, so that rows that see no key of a part weigh nothing instead of being no number
 
 
@@ -212,10 +213,12 @@ def attend_prompt(q: Tensor, kv: Tensor, cache: Tensor, attention: Attention, sp
 
 
 def _best_count(programs: int, keys: int, multiprocessors: int) -> int:
-    """Into how many parts to split so many keys: each multiprocessor runs one program of each part at a time."""
+    """Into how many parts to split so many keys, where each multiprocessor runs one program at a time."""
 
     def duration(count: int) -> int:
         in_turn = triton.cdiv(programs * count, multiprocessors)
         return in_turn * (triton.cdiv(keys, count * KEYS) * KEYS + STARTING)
 
-    return min(range(1, MOST_PARTS + 1), key=duration)
+    durations = [duration(count) for count in range(1, MOST_PARTS + 1)]
+    enough = min(durations) * ENOUGH
+    return next(count for count, taken in enumerate(durations, 1) if taken <= enough)

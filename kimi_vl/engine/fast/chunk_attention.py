@@ -56,8 +56,8 @@ def _keys_and_values(rows: Tensor, attention: Attention) -> tuple[Tensor, Tensor
     by_head = attention.kv_b.view(heads, -1, attention.latent).mT
     torch.bmm(latents, by_head[..., :nope], out=k[..., :nope].transpose(0, 1))
     torch.bmm(latents, by_head[..., nope:], out=v.transpose(0, 1))
-    whole = torch.complex128  # 8 numbers at once, since the copy takes one by one
-    k.view(whole)[..., nope // 8 :] = rows.view(whole)[:, None, attention.latent // 8 :]
+    eight = torch.complex128  # so many numbers are one of its own, and a copy goes number by number
+    k.view(eight)[..., nope // 8 :] = rows.view(eight)[:, None, attention.latent // 8 :]
     return k, v
 
 

@@ -71,7 +71,7 @@ def _attend_kernel(
     rope_columns = LATENT + tl.arange(0, ROPE)
     width: tl.constexpr = LATENT + ROPE
     known = heads < HEADS
-    if PDL:
+    if PDL:  # a guess: the position is read again when the kernels before have ended
         first, last = _tokens_of_split(position_pointer, split, TOKENS, SPLITS)
         if first < last:
             row_bytes: tl.constexpr = width * cache.dtype.element_ty.primitive_bitwidth // 8

@@ -176,9 +176,9 @@ def wait_for_previous(PDL: tl.constexpr):
 
 @triton.jit
 def prefetch(pointer, size):
-    """On compute capability 9, asks for so many bytes, a multiple of 16, to come into the L2 cache.
+    """From compute capability 9.0 on, asks for so many bytes, a multiple of 16, to come into the L2 cache.
 
-    For a little of what is needed soon: a program ends only when all that it asked for is there.
+    For a little of what is needed soon: a program seems to end only when all that it asked for is there.
     """
     tl.inline_asm_elementwise(
         """{

@@ -17,7 +17,7 @@ import transformers
 import triton
 from bench.ceilings import Ceilings, measure_ceilings
 from bench.figure import Figure
-from bench.measures import SKIPPED, decode, distinct_experts, prefill
+from bench.measures import SKIPPED, TURN, decode, distinct_experts, next_turn, prefill
 from bench.pictures import Album, encode, first_token
 from bench.ready import ready
 from bench.report import Report
@@ -51,7 +51,13 @@ def arguments() -> argparse.Namespace:
         "at the first context (default: none)",
     )
     add("--contexts", type=int, nargs="*", default=CONTEXTS, help="for decoding (default: %(default)s)")
-    add("--prompts", type=int, nargs="*", default=PROMPTS, help="for prefill (default: %(default)s)")
+    add(
+        "--prompts",
+        type=int,
+        nargs="*",
+        default=PROMPTS,
+        help="for prefill, and a turn after it (default: %(default)s)",
+    )
     album: dict[str, Any] = {"type": Album.parse, "metavar": "NxWxH"}
     shown = " ".join(map(str, PICTURES))
     add("--pictures", **album, nargs="*", default=PICTURES, help=f"for MoonViT (default: {shown})")
@@ -118,6 +124,7 @@ def run(
     try:
         figures = [decode(subject, context) for context in given.contexts if context + tokens <= longest]
         figures += [prefill(subject, length) for length in given.prompts if length < longest]
+        figures += [next_turn(subject, length) for length in given.prompts if length + 2 * TURN < longest]
         figures += [encode(subject, album) for album in given.pictures]
         figures += first_token(subject, given.asked)
         return figures, distinct_experts(subject.fast, model, tokens) if subject.fast else []

@@ -11,8 +11,10 @@ from kimi_vl.engine.base import Constraint, Engine, ModelInputs, SamplingParams
 from kimi_vl.engine.fast.engine import FastEngine
 from kimi_vl.model.modeling import KimiVLForConditionalGeneration
 from kimi_vl.output.json_constraint import JsonConstraints
+from kimi_vl.prompt.chat import answer_prefix
 
 SKIPPED = 8  # tokens, until the pace is steady
+TURN = 64  # tokens of a short question
 
 
 def decode(subject: Subject, context: int, schema: str = "") -> Figure:
@@ -47,6 +49,26 @@ def prefill(subject: Subject, length: int) -> Figure:
 
     floor = prompt_operations(model, length) / subject.ceilings.rate
     return subject.measure(f"prefill, {length:,} tokens", run, floor)
+
+
+def next_turn(subject: Subject, length: int) -> Figure:
+    """Seconds from one more turn of TURN tokens to the first token drawn, where the prompt before it was just read.
+
+    Raises:
+        SystemExit: the fast engine computed again what it had just seen.
+    """
+    model, opening = subject.model, torch.tensor([answer_prefix(subject.processor.tokenizer)])
+
+    def run(number: int) -> float:
+        before = torch.cat([text_inputs(model, length, 3000 + number).input_ids, opening], 1)
+        arrivals(subject.engine, ModelInputs(before), sampling(model, 1))
+        turn = text_inputs(model, TURN, 4000 + number).input_ids
+        times = arrivals(subject.engine, ModelInputs(torch.cat([before, turn, opening], 1)), sampling(model, 1))
+        if subject.fast and subject.fast.cached_tokens < length:
+            raise SystemExit(f"one more turn reused {subject.fast.cached_tokens} of {length} tokens: a mistake")
+        return times[0]
+
+    return subject.measure(f"one more turn after {length:,} tokens", run)
 
 
 @torch.inference_mode()

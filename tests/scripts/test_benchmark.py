@@ -31,6 +31,7 @@ BOTH = [
     "decode, a token at context 40",
     "decode, a token at context 60",
     "prefill, 50 tokens",
+    "one more turn after 50 tokens",
     "MoonViT and projector, 1 picture of 56x56",
     "MoonViT and projector, 2 pictures of 70x40",
     "first token, 1 picture of 60x40 and a question",

@@ -56,7 +56,7 @@ def _keys_and_values(rows: Tensor, attention: Attention) -> tuple[Tensor, Tensor
     by_head = attention.kv_b.view(heads, -1, attention.latent).mT
     torch.bmm(latents, by_head[..., :nope], out=k[..., :nope].transpose(0, 1))
     torch.bmm(latents, by_head[..., nope:], out=v.transpose(0, 1))
-    eight = torch.complex128  # so many numbers are one of its own, and a copy goes number by number
+    eight = torch.complex128  # as large as 8 numbers of 16 bits: a copy goes element by element
     k.view(eight)[..., nope // 8 :] = rows.view(eight)[:, None, attention.latent // 8 :]
     return k, v
 

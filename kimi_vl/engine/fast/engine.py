@@ -10,7 +10,7 @@ from torch import Tensor
 from kimi_vl.engine.base import Engine, Generation, ModelInputs, Stopwatch, to_device
 from kimi_vl.engine.fast.chunk_attention import CHUNK, attend_chunk
 from kimi_vl.engine.fast.decode import AHEAD, Decoder
-from kimi_vl.engine.fast.kernels.operation import compile_ahead, is_hopper
+from kimi_vl.engine.fast.kernels.operation import compile_ahead, is_hopper, without_launches
 from kimi_vl.engine.fast.memory import context_that_fits
 from kimi_vl.engine.fast.network import Network
 from kimi_vl.engine.fast.pictures import Pictures
@@ -53,7 +53,7 @@ class FastEngine(Engine):
     def _get_ready(self) -> None:
         """Compiles all kernels and captures all graphs, so that the first request is as quick as any."""
         hopper = is_hopper(self.cache.device)
-        planned = self._thread.submit(self._plan_attention if hopper else int)
+        planned = self._thread.submit(without_launches, self._plan_attention if hopper else int)
         compile_ahead(self.decoder.example, self._graphs.example, self.pictures.blocks.example)
         planned.result()
         self.decoder.capture()
@@ -64,7 +64,7 @@ class FastEngine(Engine):
 
     @torch.inference_mode()
     def _plan_attention(self) -> None:
-        """Runs attend_chunk with all shapes that it asks cuDNN for; a plan belongs to the thread that made it."""
+        """Calls attend_chunk with all shapes that it asks cuDNN for; a plan belongs to the thread that made it."""
         attention = self.weights.layers[0][0]
         for context in (CHUNK, 2 * CHUNK, 3 * CHUNK):
             if context <= self.context_length:

@@ -36,7 +36,7 @@ class PromptGraphs:
     def example(self) -> Tensor:
         """What launches all kernels of a prompt, those for few tokens, with a context in parts, and those for many."""
         prefill(*self._model, self._x, self._span, LENGTHS[-1])
-        return prefill(*self._model, self._x[: LENGTHS[0]], self._span, LENGTHS[-1])
+        return prefill(*self._model, self._x[: LENGTHS[0]], self._span, CONTEXTS[-1])
 
     def capture(self) -> None:
         """Captures each length with each context that it fits."""

@@ -11,7 +11,7 @@ from kimi_vl.engine.fast.kernels.gated_product import WORTH_FUSING, gated_produc
 from kimi_vl.engine.fast.kernels.join import join
 from kimi_vl.engine.fast.kernels.product import FEW, MANY, WORTH_EXPANDING, add_product, multiply, product
 from kimi_vl.engine.fast.kernels.prompt import gate, mix, rotate
-from kimi_vl.engine.fast.kernels.prompt_attention import KEYS, ROWS, attend_parts, attend_prompt
+from kimi_vl.engine.fast.kernels.prompt_attention import KEYS, ROWS, attend_parts, attend_prompt, best_count
 from kimi_vl.engine.fast.kernels.prompt_routing import TOKENS, arrange, choose
 from tests.engine.fast.kernels import (
     DEVICE,
@@ -107,6 +107,14 @@ def test_attend_prompt_is_plain_attention(past: int, tokens: int, dtype: torch.d
     plain = F.scaled_dot_product_attention(queries, keys, values, attn_mask=seen, scale=weights.scale)
     expected = plain[0].transpose(0, 1).flatten(1)
     assert (out.float() - expected).norm() < max(TOLERANCE[dtype], 1e-5) * expected.norm()
+
+
+@pytest.mark.parametrize(
+    ("programs", "keys", "count"),
+    [(16, 100_000, 8), (16, 64, 1), (64, 100_000, 2), (144, 15_808, 3), (256, 1024, 1), (2048, 100_000, 1)],
+)
+def test_a_context_is_split_where_programs_are_few(programs: int, keys: int, count: int) -> None:
+    assert best_count(programs, keys, at_a_time=132) == count
 
 
 @DTYPES

@@ -40,9 +40,8 @@ def _tokens_per_split(position, TOKENS: tl.constexpr, SPLITS: tl.constexpr):
 
 
 @triton.jit
-def _tokens_of_split(position_pointer, split, TOKENS: tl.constexpr, SPLITS: tl.constexpr):
+def _tokens_of_split(position, split, TOKENS: tl.constexpr, SPLITS: tl.constexpr):
     """Where a split begins and ends; without tokens its end is not after its beginning."""
-    position = tl.load(position_pointer)
     share = _tokens_per_split(position, TOKENS, SPLITS)
     return split * share, tl.minimum((split + 1) * share, position + 1)
 
@@ -71,13 +70,15 @@ def _attend_kernel(
     rope_columns = LATENT + tl.arange(0, ROPE)
     width: tl.constexpr = LATENT + ROPE
     known = heads < HEADS
-    if PDL:  # a guess: the position is read again when the kernels before have ended
-        first, last = _tokens_of_split(position_pointer, split, TOKENS, SPLITS)
+    if PDL:
+        # a guess, since the kernels before may be at work; read in another way, it is not taken for what is read below
+        guess = tl.load(position_pointer, cache_modifier=".cg")
+        first, last = _tokens_of_split(guess, split, TOKENS, SPLITS)
         if first < last:
             row_bytes: tl.constexpr = width * cache.dtype.element_ty.primitive_bitwidth // 8
             prefetch(cache + first.to(tl.int64) * width, tl.minimum(last - first, AHEAD) * row_bytes)
     wait_for_previous(PDL)
-    first, last = _tokens_of_split(position_pointer, split, TOKENS, SPLITS)
+    first, last = _tokens_of_split(tl.load(position_pointer), split, TOKENS, SPLITS)
     if first < last:
         q_latent = tl.load(query + heads[:, None] * width + columns[None, :], mask=known[:, None], other=0.0)
         q_rope = tl.load(query + heads[:, None] * width + rope_columns[None, :], mask=known[:, None], other=0.0)

@@ -49,6 +49,18 @@ def run_kernel(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -
         kernel[grid](*args, **options)
 
 
+def without_launches(*works: Callable[[], object]) -> dict[Any, Callable[[], None]]:
+    """Does some works but for the kernels that they launch on this thread, and returns those, by what compiles once."""
+    calls: dict[Any, Callable[[], None]] = {}
+    _noting.calls = calls
+    try:
+        for work in works:
+            work()
+    finally:
+        del _noting.calls
+    return calls
+
+
 def compile_ahead(*works: Callable[[], object]) -> None:
     """Compiles the kernels that some works launch, several at a time, and loads them.
 
@@ -57,13 +69,7 @@ def compile_ahead(*works: Callable[[], object]) -> None:
     compiles a launcher for each list of argument types, and mistakes it for another one if a second thread loads what
     was loaded before, since all launchers are Python modules of one name.
     """
-    calls: dict[Any, Callable[[], None]] = {}
-    _noting.calls = calls
-    try:
-        for work in works:
-            work()
-    finally:
-        del _noting.calls
+    calls = without_launches(*works)
     triton.runtime.driver.active.get_current_device()  # whose initialisation is not made for several threads
     one_of_each = {operation: call for (operation, _), call in calls.items()}
     with ThreadPoolExecutor(initializer=compile_only) as pool:
@@ -168,17 +174,17 @@ def release_next(PDL: tl.constexpr):
 
 @triton.jit
 def wait_for_previous(PDL: tl.constexpr):
-    """Until the kernel before has written all its results. Before that only weights and what an earlier kernel than it
-    wrote may be read, and nothing written."""
+    """Until all kernels before have written their results. Before that only weights may be relied on, and what kernels
+    wrote that had ended before the previous one released this one; and nothing may be written."""
     if PDL:
         gdc_wait()
 
 
 @triton.jit
 def prefetch(pointer, size):
-    """From compute capability 9.0 on, asks for so many bytes, a multiple of 16, to come into the L2 cache.
+    """From compute capability 9.0 on, asks for some bytes to come into the L2 cache; both numbers are multiples of 16.
 
-    For a little of what is needed soon: a program seems to end only when all that it asked for is there.
+    For a little of what is needed soon: with much of it, or late in a program, steps took longer on an H100.
     """
     tl.inline_asm_elementwise(
         """{

@@ -6,6 +6,7 @@ ones that all heads share and that are read straight from the latent cache. Wher
 the GPU, the context is split into parts that are attended to at the same time.
 """
 
+from functools import lru_cache
 from math import log
 
 import torch
@@ -203,7 +204,7 @@ def attend_prompt(q: Tensor, kv: Tensor, cache: Tensor, attention: Attention, sp
 
     For the other arguments see attend_parts_reference.
     """
-    count = _best_count(triton.cdiv(len(q), ROWS) * attention.heads, len(kv) - len(q) // 2, multiprocessors(q.device))
+    count = best_count(triton.cdiv(len(q), ROWS) * attention.heads, len(kv) - len(q) // 2, multiprocessors(q.device))
     whole = out.view(1, len(q), attention.heads, attention.value)
     parts = whole if count == 1 else out.new_empty(count, *whole.shape[1:])
     sums = torch.empty(count, attention.heads, len(q), device=q.device)
@@ -212,11 +213,12 @@ def attend_prompt(q: Tensor, kv: Tensor, cache: Tensor, attention: Attention, sp
         join(parts, sums, out)
 
 
-def _best_count(programs: int, keys: int, multiprocessors: int) -> int:
-    """Into how many parts to split so many keys, where each multiprocessor runs one program at a time."""
+@lru_cache(maxsize=1)  # all layers ask the same
+def best_count(programs: int, keys: int, at_a_time: int) -> int:
+    """Into how many parts to split so many keys, where so many programs run at the same time."""
 
     def duration(count: int) -> int:
-        in_turn = triton.cdiv(programs * count, multiprocessors)
+        in_turn = triton.cdiv(programs * count, at_a_time)
         return in_turn * (triton.cdiv(keys, count * KEYS) * KEYS + STARTING)
 
     durations = [duration(count) for count in range(1, MOST_PARTS + 1)]

@@ -2,6 +2,7 @@
 
 import traceback
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -53,7 +54,7 @@ class FastEngine(Engine):
     def _get_ready(self) -> None:
         """Compiles all kernels and captures all graphs, so that the first request is as quick as any."""
         hopper = is_hopper(self.cache.device)
-        planned = self._thread.submit(without_launches, self._plan_attention if hopper else int)
+        planned = self._thread.submit(self._plan_attention if hopper else int)
         compile_ahead(self.decoder.example, self._graphs.example, self.pictures.blocks.example)
         planned.result()
         self.decoder.capture()
@@ -70,7 +71,8 @@ class FastEngine(Engine):
             if context <= self.context_length:
                 q = self.cache.new_zeros(CHUNK, attention.heads * (attention.nope + attention.rope))
                 attended = q.new_empty(CHUNK, attention.heads * attention.value)
-                attend_chunk(q, self.cache[0, :context], attention, attended)
+                # compile_ahead, which runs meanwhile, has the kernel that joins
+                without_launches(partial(attend_chunk, q, self.cache[0, :context], attention, attended))
 
     @torch.inference_mode()
     def _decode(self, inputs: ModelInputs, generation: Generation) -> None:

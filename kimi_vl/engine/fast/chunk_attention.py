@@ -6,7 +6,7 @@ cuDNN takes 50 ms to plan for each shape that it has not seen, so only three sha
 import torch
 from torch import Tensor
 
-from kimi_vl.engine.fast.kernels.join import join
+from kimi_vl.engine.fast.kernels.join import empty_parts, join
 from kimi_vl.engine.fast.weights import Attention
 
 CHUNK = 16384  # tokens
@@ -25,9 +25,7 @@ def attend_chunk(q: Tensor, rows: Tensor, attention: Attention, out: Tensor) -> 
     """
     past = len(rows) - CHUNK
     spans = [(start, min(start + SEGMENT, past)) for start in range(0, past, SEGMENT)] + [(past, len(rows))]
-    whole = out.view(1, CHUNK, attention.heads, attention.value)
-    parts = whole if len(spans) == 1 else out.new_empty(len(spans), *whole.shape[1:])
-    sums = torch.empty(len(spans), attention.heads, CHUNK, device=q.device)
+    parts, sums = empty_parts(out, len(spans), attention.heads)
     for (start, end), part, sums_of_part in zip(spans, parts, sums, strict=True):
         k, v = _keys_and_values(rows[start:end], attention)
         causal = start == past

@@ -47,3 +47,10 @@ def join_reference(parts: Tensor, sums: Tensor, out: Tensor) -> None:
 
 
 join = Operation(_launch_join, join_reference)
+
+
+def empty_parts(out: Tensor, count: int, heads: int) -> tuple[Tensor, Tensor]:
+    """Room for what `join` takes, to make out [tokens, heads * value] of; one part is out itself, and not joined."""
+    whole = out.view(1, len(out), heads, -1)
+    parts = whole if count == 1 else out.new_empty(count, *whole.shape[1:])
+    return parts, torch.empty(count, heads, len(out), device=out.device)

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kimi_vl.engine.fast.kernels.join import join
+from kimi_vl.engine.fast.kernels.join import empty_parts, join
 from kimi_vl.engine.fast.kernels.operation import LOG2_E, Operation, is_hopper, multiprocessors, run_kernel
 from kimi_vl.engine.fast.weights import Attention
 
@@ -205,9 +205,7 @@ def attend_prompt(q: Tensor, kv: Tensor, cache: Tensor, attention: Attention, sp
     For the other arguments see attend_parts_reference.
     """
     count = best_count(triton.cdiv(len(q), ROWS) * attention.heads, len(kv) - len(q) // 2, multiprocessors(q.device))
-    whole = out.view(1, len(q), attention.heads, attention.value)
-    parts = whole if count == 1 else out.new_empty(count, *whole.shape[1:])
-    sums = torch.empty(count, attention.heads, len(q), device=q.device)
+    parts, sums = empty_parts(out, count, attention.heads)
     attend_parts(q, kv, cache, attention, span, parts, sums)
     if count > 1:
         join(parts, sums, out)

@@ -25,7 +25,7 @@ from kimi_vl.engine.fast.weights import Attention
 
 SPLITS = 128  # parts of the cache that are attended to at the same time: about one for each multiprocessor
 TOKENS = 64  # cached tokens in a tile
-AHEAD = 32  # of a split's tokens asked for before their query is there; all of them would delay it
+AHEAD = slice(16, 64)  # of a split's tokens, asked for before their query is there; all of them would delay it
 STAGES = {True: 3, False: 2}  # tiles on their way, by is_hopper: 168 KB of shared memory, or 94 KB
 MERGE_ROWS = 16  # value rows in one program of `merge`
 MERGE_SPLITS = 32  # splits that `merge` reads at once
@@ -60,6 +60,7 @@ def _attend_kernel(
     ROPE: tl.constexpr,
     TOKENS: tl.constexpr,
     SPLITS: tl.constexpr,
+    SKIPPED: tl.constexpr,
     AHEAD: tl.constexpr,
     PDL: tl.constexpr,
 ):
@@ -74,9 +75,10 @@ def _attend_kernel(
         # a guess, since the kernels before may be at work; read in another way, it is not taken for what is read below
         guess = tl.load(position_pointer, cache_modifier=".cg")
         first, last = _tokens_of_split(guess, split, TOKENS, SPLITS)
+        first, last = first + SKIPPED, tl.minimum(first + AHEAD, last)
         if first < last:
             row_bytes: tl.constexpr = width * cache.dtype.element_ty.primitive_bitwidth // 8
-            prefetch(cache + first.to(tl.int64) * width, tl.minimum(last - first, AHEAD) * row_bytes)
+            prefetch(cache + first.to(tl.int64) * width, (last - first) * row_bytes)
     wait_for_previous(PDL)
     first, last = _tokens_of_split(tl.load(position_pointer), split, TOKENS, SPLITS)
     if first < last:
@@ -122,7 +124,8 @@ def _launch_attend(query: Tensor, cache: Tensor, position: Tensor, parts: Tensor
         ROPE=query.shape[1] - latent,
         TOKENS=TOKENS,
         SPLITS=splits,
-        AHEAD=AHEAD,
+        SKIPPED=AHEAD.start,
+        AHEAD=AHEAD.stop,
         num_stages=STAGES[is_hopper(query.device)],
         **launch_options(query, WARPS),
     )

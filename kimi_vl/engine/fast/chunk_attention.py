@@ -1,6 +1,6 @@
 """Attention of a whole chunk of a long prompt, as squares that cuDNN computes faster than a kernel of ours.
 
-cuDNN takes 50 ms to plan for each shape that it has not seen, so only three shapes are ever asked of it.
+cuDNN takes 50 ms to plan for each shape that it has not seen, so only four shapes are ever asked of it.
 """
 
 import torch
@@ -10,40 +10,46 @@ from kimi_vl.engine.fast.kernels.join import empty_parts, join
 from kimi_vl.engine.fast.weights import Attention
 
 CHUNK = 16384  # tokens
+OPENING = 2 * CHUNK  # tokens that a prompt begins with at once: none of their keys and values are made a second time
 SEGMENT = 2 * CHUNK  # keys at once, as long as so many are left
 QUERIES = CHUNK // 2  # at once: a little faster than all of them
 
 
-def attend_chunk(q: Tensor, rows: Tensor, attention: Attention, out: Tensor) -> None:
-    """Attention of the last CHUNK tokens of a context of whole chunks to all of it up to themselves.
+def attend_chunk(q: Tensor, rows: Tensor, attention: Attention) -> Tensor:
+    """Attention of the last tokens of a context to all of it up to themselves: [tokens, heads * value].
 
     Args:
-        q: [CHUNK, heads * (nope + rope)], rotated.
-        rows: [context, latent + rope], of the latent cache.
+        q: [tokens, heads * (nope + rope)], rotated: of CHUNK tokens, or of OPENING ones that nothing precedes.
+        rows: [context, latent + rope], of the latent cache, of whole chunks.
         attention: the layer's weights.
-        out: [CHUNK, heads * value], written.
     """
-    past = len(rows) - CHUNK
-    spans = [(start, min(start + SEGMENT, past)) for start in range(0, past, SEGMENT)] + [(past, len(rows))]
-    parts, sums = empty_parts(out, len(spans), attention.heads)
-    for (start, end), part, sums_of_part in zip(spans, parts, sums, strict=True):
+    past, heads = len(rows) - len(q), attention.heads
+    spans = [(start, min(start + SEGMENT, past)) for start in range(0, past, SEGMENT)]
+    if not spans:
+        return _attend(q, *_keys_and_values(rows, attention), attention, causal=True)[0].flatten(1)
+    out = q.new_empty(len(q), heads * attention.value)
+    parts, sums = empty_parts(out, len(spans) + 1, heads)
+    for (start, end), part, sums_of_part in zip(spans, parts, sums, strict=False):
         k, v = _keys_and_values(rows[start:end], attention)
-        causal = start == past
-        size = CHUNK if causal else QUERIES
-        for first in range(0, CHUNK, size):
-            block = slice(first, first + size)
-            # scaled_dot_product_attention itself does not give the logarithms of the sums of exp(score) away
-            mixed, logarithms, *_ = torch.ops.aten._scaled_dot_product_cudnn_attention(
-                *(_heads_first(t) for t in (q[block].unflatten(1, (attention.heads, -1)), k, v)),
-                attn_bias=None,
-                compute_log_sumexp=True,
-                is_causal=causal,
-                scale=attention.scale,
-            )
-            part[block] = mixed[0].transpose(0, 1)
-            sums_of_part[:, block] = logarithms[0, ..., 0]
-    if len(spans) > 1:
-        join(parts, sums, out)
+        for first in range(0, len(q), QUERIES):
+            block = slice(first, first + QUERIES)
+            part[block], sums_of_part[:, block] = _attend(q[block], k, v, attention, causal=False)
+    parts[-1], sums[-1] = _attend(q, *_keys_and_values(rows[past:], attention), attention, causal=True)
+    join(parts, sums, out)
+    return out
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, attention: Attention, causal: bool) -> tuple[Tensor, Tensor]:
+    """[tokens, heads, value], and the logarithms of the sums of exp(score) [heads, tokens] float32."""
+    # scaled_dot_product_attention itself does not give the logarithms away
+    mixed, logarithms, *_ = torch.ops.aten._scaled_dot_product_cudnn_attention(
+        *(t.transpose(0, 1)[None] for t in (q.unflatten(1, (attention.heads, -1)), k, v)),
+        attn_bias=None,
+        compute_log_sumexp=True,
+        is_causal=causal,
+        scale=attention.scale,
+    )
+    return mixed[0].transpose(0, 1), logarithms[0, ..., 0]
 
 
 def _keys_and_values(rows: Tensor, attention: Attention) -> tuple[Tensor, Tensor]:
@@ -57,8 +63,3 @@ def _keys_and_values(rows: Tensor, attention: Attention) -> tuple[Tensor, Tensor
     eight = torch.complex128  # as large as 8 numbers of 16 bits: a copy goes element by element
     k.view(eight)[..., nope // 8 :] = rows.view(eight)[:, None, attention.latent // 8 :]
     return k, v
-
-
-def _heads_first(x: Tensor) -> Tensor:
-    """[tokens, heads, size] → [1, heads, tokens, size]."""
-    return x.transpose(0, 1)[None]

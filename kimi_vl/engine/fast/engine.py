@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from kimi_vl.engine.base import Engine, Generation, ModelInputs, Stopwatch, to_device
-from kimi_vl.engine.fast.chunk_attention import CHUNK, attend_chunk
+from kimi_vl.engine.fast.chunk_attention import CHUNK, OPENING, attend_chunk
 from kimi_vl.engine.fast.decode import AHEAD, Decoder
 from kimi_vl.engine.fast.kernels.operation import compile_ahead, is_hopper, without_launches
 from kimi_vl.engine.fast.memory import context_that_fits
@@ -67,12 +67,12 @@ class FastEngine(Engine):
     def _plan_attention(self) -> None:
         """Calls attend_chunk with all shapes that it asks cuDNN for; a plan belongs to the thread that made it."""
         attention = self.weights.layers[0][0]
-        for context in (CHUNK, 2 * CHUNK, 3 * CHUNK):
+        for tokens, context in ((CHUNK, CHUNK), (OPENING, OPENING), (CHUNK, 2 * CHUNK), (CHUNK, 3 * CHUNK)):
             if context <= self.context_length:
-                q = self.cache.new_zeros(CHUNK, attention.heads * (attention.nope + attention.rope))
-                attended = q.new_empty(CHUNK, attention.heads * attention.value)
+                projected = self.cache.new_zeros(tokens, attention.projections.shape[0])
+                q = projected[:, : -attention.row]  # a plan is for such strides, too
                 # compile_ahead, which runs meanwhile, has the kernel that joins
-                without_launches(partial(attend_chunk, q, self.cache[0, :context], attention, attended))
+                without_launches(partial(attend_chunk, q, self.cache[0, :context], attention))
 
     @torch.inference_mode()
     def _decode(self, inputs: ModelInputs, generation: Generation) -> None:
@@ -172,6 +172,8 @@ class FastEngine(Engine):
 
 
 def _stops(prompt: Prompt) -> list[int]:
-    """Where the pieces end in which a prompt is computed; none reaches over a multiple of CHUNK."""
+    """Where the pieces end in which a prompt is computed; only its opening reaches over a multiple of CHUNK."""
     length = len(prompt.ids)
-    return sorted({length, *prompt.ends, *range(CHUNK, length, CHUNK)})
+    ends = {length, *prompt.ends}
+    first = OPENING if min(ends) >= OPENING else CHUNK
+    return sorted({*ends, *range(first, length, CHUNK)})

@@ -4,8 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kimi_vl.engine.fast.chunk_attention import CHUNK, attend_chunk
-from kimi_vl.engine.fast.kernels.gated_product import multiply_gated
+from kimi_vl.engine.fast.chunk_attention import CHUNK, OPENING, attend_chunk
+from kimi_vl.engine.fast.kernels.gated_product import is_fused, multiply_gated
 from kimi_vl.engine.fast.kernels.operation import is_hopper
 from kimi_vl.engine.fast.kernels.product import add_product, multiply
 from kimi_vl.engine.fast.kernels.prompt import mix, rotate
@@ -32,7 +32,9 @@ def prefill(weights: Weights, cache: Tensor, rotary: Tensor, x: Tensor, span: Te
     *layers, (last, _) = weights.layers
     for layer_cache, (attention, mlp) in zip(cache[:-1], layers, strict=True):
         _attend(x, attention, layer_cache, rotary, span, context)
-        _transform(x, mlp, span)
+        # what experts' products need takes most memory, and twice as much where they are not fused
+        for part in x.split(OPENING if is_fused(mlp.shared_gate_up, x.device) else CHUNK):
+            _transform(part, mlp, span)
     hidden = F.rms_norm(x, last.gain.shape, last.gain, last.eps)
     rotate(multiply(hidden, last.projections[-last.row :]), last, rotary, cache[-1], span)
     return x.index_select(0, span[1:] - 1)[0].float()
@@ -40,21 +42,20 @@ def prefill(weights: Weights, cache: Tensor, rotary: Tensor, x: Tensor, span: Te
 
 def _attend(x: Tensor, attention: Attention, cache: Tensor, rotary: Tensor, span: Tensor, context: int) -> None:
     """Adds to x [tokens, width] attention to the layer's cache, whose rows of the chunk are written."""
-    hidden = F.rms_norm(x, attention.gain.shape, attention.gain, attention.eps)
-    projected = multiply(hidden, attention.projections)
+    projected = multiply(F.rms_norm(x, attention.gain.shape, attention.gain, attention.eps), attention.projections)
     rotate(projected, attention, rotary, cache, span)
     q, rows = projected[:, : -attention.row], cache[:context]
-    attended = x.new_empty(len(x), attention.heads * attention.value)
-    if is_hopper(x.device) and len(x) == CHUNK and context % CHUNK == 0:
-        attend_chunk(q, rows, attention, attended)
+    if is_hopper(x.device) and len(x) % CHUNK == 0 and context % CHUNK == 0:
+        attended = attend_chunk(q, rows, attention)
     else:
+        attended = x.new_empty(len(x), attention.heads * attention.value)
         kv = F.linear(rows[:, : attention.latent], attention.kv_b)
         attend_prompt(q, kv, rows, attention, span, attended)
     add_product(x, attended, attention.out)
 
 
 def _transform(x: Tensor, mlp: Mlp, span: Tensor) -> None:
-    """Adds the experts' outputs to x [tokens, width]."""
+    """Adds the experts' outputs to x [tokens, width]: a chunk, or a part of one that has no rows beyond its length."""
     hidden = F.rms_norm(x, mlp.gain.shape, mlp.gain, mlp.eps)
     shared = multiply(multiply_gated(hidden, mlp.shared_gate_up), mlp.shared_down)
     if not mlp.chosen:

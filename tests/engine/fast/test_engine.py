@@ -89,7 +89,9 @@ def test_greedy_tokens_are_the_reference_engines(name: str, engine: FastEngine, 
 def test_logits_after_a_prompt_in_chunks(
     chunk: int, engine: FastEngine, model: KimiVLForConditionalGeneration, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kimi_vl.engine.fast.engine.CHUNK", chunk)
+    for place in ("engine.CHUNK", "prefill.CHUNK"):
+        monkeypatch.setattr(f"kimi_vl.engine.fast.{place}", chunk)
+    monkeypatch.setattr("kimi_vl.engine.fast.engine.OPENING", 2 * chunk)
     inputs = REQUESTS["pictures"]
     full = model(inputs.input_ids, **inputs.tensors()).logits[0, -1]
     engine._read(inputs)
@@ -246,6 +248,25 @@ def test_a_conversation_goes_on_where_it_was(engine: FastEngine, reference: Refe
     assert continued.cached_tokens == engine.cached_tokens == FIRST.input_ids.shape[1]
     tokens(engine, SECOND)  # nothing new to compute but the last chunk
     assert engine.cached_tokens == FIRST.input_ids.shape[1]
+
+
+def test_a_prompt_opens_with_two_chunks_at_once_and_may_go_on(
+    engine: FastEngine, reference: ReferenceEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kimi_vl.engine.fast.engine.CHUNK", 8)
+    monkeypatch.setattr("kimi_vl.engine.fast.engine.OPENING", 16)
+    pieces: list[int] = []
+
+    def note_and_prefill(*given: Any) -> torch.Tensor:
+        pieces.append(len(given[3]))
+        return prefill(*given)
+
+    monkeypatch.setattr("kimi_vl.engine.fast.engine.prefill", note_and_prefill)
+    assert tokens(engine, FIRST) == tokens(reference, FIRST)
+    length = FIRST.input_ids.shape[1]
+    assert pieces == [16, *[8] * (length // 8 - 2), length % 8]
+    assert tokens(engine, SECOND) == tokens(reference, SECOND)
+    assert engine.cached_tokens == length
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from the matrix, and one instruction of the tensor cores multiplies them. Expert
 copied expert after expert before.
 """
 
+import torch
 import torch.nn.functional as F
 import triton
 import triton.language as tl
@@ -113,12 +114,17 @@ def gated_product_reference(
 gated_product = Operation(_launch_gated_product, gated_product_reference)
 
 
+def is_fused(matrix: Matrix, device: torch.device) -> bool:
+    """Whether multiply_gated computes many tokens at once, and without what it would write in between."""
+    return matrix.bits == 16 and is_hopper(device)
+
+
 def multiply_gated(x: Tensor, matrix: Matrix, sources: Tensor | None = None, ends: Tensor | None = None) -> Tensor:
     """silu(gate) * up [rows, inner], of x times a matrix of any bits whose gate rows are before its up rows."""
     rows = len(x if sources is None else sources)
     # half a tile for each expert is where the tensor cores begin to have more to do than the memory
     worth_fusing = max(WORTH_FUSING, 0 if ends is None else TOKENS // 2 * len(ends))
-    if matrix.bits == 16 and rows >= worth_fusing and is_hopper(x.device):
+    if rows >= worth_fusing and is_fused(matrix, x.device):
         out = x.new_empty(rows, matrix.shape[-2] // 2)
         gated_product(x, matrix.values, sources, ends, out)
         return out

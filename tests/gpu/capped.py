@@ -1,6 +1,7 @@
-"""Answers about eight pictures as on a GPU with so many bytes, with full-size random weights.
+"""Answers about eight pictures, and then a text as long as fits, as on a GPU with so many bytes.
 
-The prompt and its answer have 32,768 tokens, or fewer where the engine offers fewer: what it took is told in any case.
+The weights are random ones of the full size. The pictures' prompt and its answer have 32,768 tokens, or fewer where the
+engine offers fewer: what it took is told in any case.
 
 usage: python -m tests.gpu.capped SCHEME BYTES USED_BY_OTHERS
 Prints JSON: the context that the engine offers, the most that torch reserved, and the most that this process had in
@@ -17,7 +18,7 @@ import torch
 from bench.full_size import TEXT, VISION
 from bench.pictures import QUESTION, Album
 
-from kimi_vl.engine.base import SamplingParams
+from kimi_vl.engine.base import ModelInputs, SamplingParams
 from kimi_vl.engine.fast.engine import FastEngine
 from kimi_vl.engine.fast.loading import _allocate
 from kimi_vl.engine.fast.matrix import Matrix
@@ -71,14 +72,15 @@ def main() -> None:
         inputs = processor.prepare(Album(8, 1024, 768).draw(0), render([question(QUESTION, 8)]), pool)
         ids = inputs.input_ids
         inputs = replace(inputs, input_ids=torch.cat([ids, torch.ones(1, length - ids.shape[1], dtype=ids.dtype)], 1))
+        text = ModelInputs(torch.ones(1, engine.context_length - NEW_TOKENS, dtype=ids.dtype))
         done = Event()
         most_used = watcher.submit(lambda: max(used() for _ in iter(lambda: done.wait(0.001), True)))
         try:
             params = SamplingParams(NEW_TOKENS, frozenset((config.text_config.vocab_size,)))
-            tokens = list(engine.generate(inputs, params))
+            answers = [list(engine.generate(prompt, params)) for prompt in (inputs, text)]
         finally:
             done.set()  # or the watcher would never end
-    assert len(tokens) == NEW_TOKENS
+    assert [len(tokens) for tokens in answers] == [NEW_TOKENS, NEW_TOKENS]
     found = {
         "context": engine.context_length,
         "reserved": torch.cuda.max_memory_reserved(),

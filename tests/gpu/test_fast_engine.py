@@ -8,11 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from kimi_vl.engine.base import ModelInputs, Patches, Picture, SamplingParams
+from kimi_vl.engine.fast.chunk_attention import CHUNK, OPENING, attend_chunk
 from kimi_vl.engine.fast.engine import FastEngine
 from kimi_vl.engine.fast.kernels.operation import is_hopper
+from kimi_vl.engine.fast.kernels.prompt_attention import attend_prompt
 from kimi_vl.engine.fast.kernels.sampling import Stages
 from kimi_vl.engine.fast.network import Network
 from kimi_vl.engine.fast.prefill import prefill
@@ -104,6 +107,22 @@ def test_a_graphs_replay_is_the_step_bit_by_bit(full_engine: FastEngine, choice:
         full_engine._read(ModelInputs(random_ids(500)))
     for eager, replayed in zip(*results, strict=True):
         assert eager.equal(replayed)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize(
+    ("past", "tokens"), [(0, CHUNK), (0, OPENING), (CHUNK, CHUNK), (OPENING, CHUNK), (3 * CHUNK, CHUNK)]
+)
+def test_attention_of_whole_chunks_is_that_of_any_prompt(full_engine: FastEngine, past: int, tokens: int) -> None:
+    if not is_hopper(CUDA):
+        pytest.skip("chunks are attended to in squares on Hopper only")
+    weights = full_engine.weights.layers[0][0]
+    q = torch.randn(tokens, weights.heads * (weights.nope + weights.rope), dtype=torch.bfloat16, device=CUDA)
+    rows = torch.randn(past + tokens, weights.row, dtype=torch.bfloat16, device=CUDA)
+    expected = q.new_empty(tokens, weights.heads * weights.value)
+    span = torch.tensor([past, tokens], dtype=torch.int32, device=CUDA)
+    attend_prompt(q, F.linear(rows[:, : weights.latent], weights.kv_b), rows, weights, span, expected)
+    assert relative_error(attend_chunk(q, rows, weights), expected.float()) < 1e-2
 
 
 @torch.inference_mode()

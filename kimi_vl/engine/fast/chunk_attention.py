@@ -10,7 +10,7 @@ from kimi_vl.engine.fast.kernels.join import empty_parts, join
 from kimi_vl.engine.fast.weights import Attention
 
 CHUNK = 16384  # tokens
-OPENING = 2 * CHUNK  # tokens that a prompt begins with at once: none of their keys and values are made a second time
+OPENING = 2 * CHUNK  # tokens that a long prompt begins with at once: what precedes its second half is not made again
 SEGMENT = 2 * CHUNK  # keys at once, as long as so many are left
 QUERIES = CHUNK // 2  # at once: a little faster than all of them
 
@@ -29,11 +29,12 @@ def attend_chunk(q: Tensor, rows: Tensor, attention: Attention) -> Tensor:
         return _attend(q, *_keys_and_values(rows, attention), attention, causal=True)[0].flatten(1)
     out = q.new_empty(len(q), heads * attention.value)
     parts, sums = empty_parts(out, len(spans) + 1, heads)
-    for (start, end), part, sums_of_part in zip(spans, parts, sums, strict=False):
+    for (start, end), part, sums_of_part in zip(spans, parts[:-1], sums[:-1], strict=True):
         k, v = _keys_and_values(rows[start:end], attention)
         for first in range(0, len(q), QUERIES):
             block = slice(first, first + QUERIES)
             part[block], sums_of_part[:, block] = _attend(q[block], k, v, attention, causal=False)
+        del k, v  # before the next ones are made
     parts[-1], sums[-1] = _attend(q, *_keys_and_values(rows[past:], attention), attention, causal=True)
     join(parts, sums, out)
     return out

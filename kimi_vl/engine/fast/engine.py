@@ -25,7 +25,8 @@ class FastEngine(Engine):
 
     What a prompt shares with the one before it is not computed again. It is taken up only where a prompt is cut in any
     case, so that every token's row of the cache is computed in the same pieces, and comes out the same to the bit,
-    whatever ran before. The price: a conversation that was not seen before goes through in one piece a turn.
+    whatever ran before. The price: a conversation that was not seen before goes through in one piece a turn, and of two
+    prompts nothing is shared if only one of them begins with OPENING tokens at once.
     """
 
     @torch.inference_mode()

@@ -1,4 +1,4 @@
-"""A prompt's tokens through the decoder, a chunk at a time, into the latent cache."""
+"""A prompt's tokens through the decoder, a chunk or its opening at a time, into the latent cache."""
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,7 @@ from kimi_vl.engine.fast.weights import Attention, Mlp, Weights
 
 
 def prefill(weights: Weights, cache: Tensor, rotary: Tensor, x: Tensor, span: Tensor, context: int) -> Tensor:
-    """Runs one chunk through the layers and writes its rows of the cache.
+    """Runs one chunk, or the opening, through the layers and writes its rows of the cache.
 
     In the last layer it stops there: whoever needs what follows the chunk needs that layer for one token only.
 

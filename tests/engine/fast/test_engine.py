@@ -89,9 +89,8 @@ def test_greedy_tokens_are_the_reference_engines(name: str, engine: FastEngine, 
 def test_logits_after_a_prompt_in_chunks(
     chunk: int, engine: FastEngine, model: KimiVLForConditionalGeneration, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for place in ("engine.CHUNK", "prefill.CHUNK"):
-        monkeypatch.setattr(f"kimi_vl.engine.fast.{place}", chunk)
-    monkeypatch.setattr("kimi_vl.engine.fast.engine.OPENING", 2 * chunk)
+    for name, size in {"engine.CHUNK": chunk, "prefill.CHUNK": chunk, "engine.OPENING": 2 * chunk}.items():
+        monkeypatch.setattr(f"kimi_vl.engine.fast.{name}", size)
     inputs = REQUESTS["pictures"]
     full = model(inputs.input_ids, **inputs.tensors()).logits[0, -1]
     engine._read(inputs)
@@ -307,6 +306,20 @@ def test_whole_chunks_are_kept_for_any_prompt_with_the_same_pieces(
     assert tokens(engine, first) == tokens(reference, first)
     cut = int((first.input_ids[0] == processor.media_id).nonzero()[-1]) + 1
     assert engine.cached_tokens == cut // 8 * 8 < shared // 8 * 8
+
+
+def test_nothing_is_kept_for_a_prompt_that_begins_in_other_pieces(
+    engine: FastEngine, reference: ReferenceEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kimi_vl.engine.fast.engine.CHUNK", 20)
+    monkeypatch.setattr("kimi_vl.engine.fast.engine.OPENING", 40)
+    tokens(engine, FIRST)
+    with monkeypatch.context() as patch:
+        patch.setattr("kimi_vl.engine.fast.prompt.WORTH_A_CUT", 10)  # within what was the opening before
+        assert tokens(engine, FIRST) == tokens(reference, FIRST)
+        assert engine.cached_tokens == 0
+    assert tokens(engine, FIRST) == tokens(reference, FIRST)
+    assert engine.cached_tokens == 0
 
 
 @pytest.mark.parametrize("reason", ["stopped", "timeout"])

@@ -3,7 +3,6 @@
 import math
 import secrets
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import monotonic
@@ -211,10 +210,8 @@ def load(
         from kimi_vl.engine.fast.engine import FastEngine  # its kernels take long to import
         from kimi_vl.engine.fast.loading import load_network
 
-        with ThreadPoolExecutor(1) as beside:  # a tokenizer takes half a second
-            coming = beside.submit(KimiVLProcessor.from_pretrained, folder)
-            network = load_network(folder, device, torch.bfloat16, quantization, progress)
-        processor = coming.result()
+        network = load_network(folder, device, torch.bfloat16, quantization, progress)
+        processor = KimiVLProcessor.from_pretrained(folder)
         return processor, FastEngine(network, answer_prefix(processor.tokenizer))
     if quantization not in ("auto", "none"):
         raise Misconfigured(

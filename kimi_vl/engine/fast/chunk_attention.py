@@ -13,6 +13,8 @@ CHUNK = 16384  # tokens
 OPENING = 2 * CHUNK  # tokens that a long prompt begins with at once: what precedes its second half is not made again
 SEGMENT = 2 * CHUNK  # keys at once, as long as so many are left
 QUERIES = CHUNK // 2  # at once: a little faster than all of them
+# Tokens and contexts of attend_chunk that between them ask for all four.
+PLANNED = ((CHUNK, CHUNK), (OPENING, OPENING), (CHUNK, 2 * CHUNK), (CHUNK, 3 * CHUNK))
 
 
 def attend_chunk(q: Tensor, rows: Tensor, attention: Attention) -> Tensor:

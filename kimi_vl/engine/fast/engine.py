@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from kimi_vl.engine.base import Engine, Generation, ModelInputs, Stopwatch, to_device
-from kimi_vl.engine.fast.chunk_attention import CHUNK, OPENING, attend_chunk
+from kimi_vl.engine.fast.chunk_attention import CHUNK, OPENING, PLANNED, attend_chunk
 from kimi_vl.engine.fast.decode import AHEAD, Decoder
 from kimi_vl.engine.fast.kernels.operation import compile_ahead, is_hopper, without_launches
 from kimi_vl.engine.fast.memory import context_that_fits
@@ -68,7 +68,7 @@ class FastEngine(Engine):
     def _plan_attention(self) -> None:
         """Calls attend_chunk with all shapes that it asks cuDNN for; a plan belongs to the thread that made it."""
         attention = self.weights.layers[0][0]
-        for tokens, context in ((CHUNK, CHUNK), (OPENING, OPENING), (CHUNK, 2 * CHUNK), (CHUNK, 3 * CHUNK)):
+        for tokens, context in PLANNED:
             if context <= self.context_length:
                 projected = self.cache.new_zeros(tokens, attention.projections.shape[0])
                 q = projected[:, : -attention.row]  # a plan is for such strides, too

@@ -115,7 +115,7 @@ gated_product = Operation(_launch_gated_product, gated_product_reference)
 
 
 def is_fused(matrix: Matrix, device: torch.device) -> bool:
-    """Whether multiply_gated computes many tokens at once, and without what it would write in between."""
+    """Whether multiply_gated, for many tokens, never has gates and ups in memory."""
     return matrix.bits == 16 and is_hopper(device)
 
 

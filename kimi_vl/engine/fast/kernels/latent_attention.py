@@ -25,8 +25,7 @@ from kimi_vl.engine.fast.weights import Attention
 
 SPLITS = 128  # parts of the cache that are attended to at the same time: about one for each multiprocessor
 TOKENS = 64  # cached tokens in a tile
-# Of a split's tokens, asked for before their query is there; the first ones are quick in any case, all would delay it.
-AHEAD = slice(16, 64)
+AHEAD = slice(16, 64)  # of a split's tokens, asked for before their query is there: the fastest tried on an H100
 STAGES = {True: 3, False: 2}  # tiles on their way, by is_hopper: 168 KB of shared memory, or 94 KB
 MERGE_ROWS = 16  # value rows in one program of `merge`
 MERGE_SPLITS = 32  # splits that `merge` reads at once

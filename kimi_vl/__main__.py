@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from PIL import Image
 
 from kimi_vl.errors import InvalidRequest, Misconfigured
+from kimi_vl.imports import uncollected
 from kimi_vl.model.variants import best_model
 from kimi_vl.output.boxes import draw_shapes, find_shapes
 from kimi_vl.output.pacing import joined
@@ -284,10 +285,11 @@ def _answer(arguments: argparse.Namespace, chats: bool) -> None:
         with closing(attachment):
             attachment.open()
     say(f"Starting {settings.model}")
-    from kimi_vl.registration import register
-    from kimi_vl.service import Service
+    with uncollected():
+        from kimi_vl.registration import register
+        from kimi_vl.service import Service
 
-    register()
+        register()
     service = Service.load(settings, progress=say)
     try:
         if chats:

@@ -128,7 +128,8 @@ def inspect_folder(folder: Path) -> list[StoredTensor]:
                 raise refusal(
                     path, f"holds {name} as {list(tensor.shape)}, and {CONFIG} asks for {list(expected[name])}"
                 )
-        placed = {name for name, file in index.items() if file == path.name} if index else tensors.keys()
+        here = path.name
+        placed = {name for name, file in index.items() if file == here} if index else tensors.keys()
         if wrong := sorted(placed ^ tensors.keys()):
             raise refusal(path, f"and {INDEX} do not agree on {wrong[0]}; copy or fetch both again")
         found |= tensors
@@ -189,7 +190,7 @@ def read_index(folder: Path) -> dict[str, str]:
     if not isinstance(weight_map, dict) or not weight_map:
         raise refusal(folder / INDEX, "has no weight_map; copy or fetch it again")
     for file in weight_map.values():
-        if not isinstance(file, str) or Path(file).name != file or not file.endswith(".safetensors"):
+        if not isinstance(file, str) or "/" in file or not file.endswith(".safetensors"):
             raise refusal(folder / INDEX, f"names {file!r}, which is no safetensors file beside it")
     if not isinstance(index.get("metadata"), dict):  # without which transformers loads nothing
         raise refusal(folder / INDEX, "has no metadata; copy or fetch it again")

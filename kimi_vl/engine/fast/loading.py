@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.initialization import no_init_weights
 
 from kimi_vl.engine.fast.kernels.operation import compile_ahead
 from kimi_vl.engine.fast.matrix import Matrix
@@ -53,7 +54,7 @@ def load_network(
 
 def _allocate(config: KimiVLConfig, device: torch.device, dtype: torch.dtype, quantization: str) -> Network:
     """A network in whose weights nothing stands yet."""
-    with torch.device("meta"):
+    with no_init_weights(), torch.device("meta"):
         model = KimiVLForConditionalGeneration._from_config(config, dtype=dtype).eval()
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else sys.maxsize
     scheme = scheme_that_fits(quantization, Network.of(model), free)

@@ -1,7 +1,5 @@
 """How far the fast engine's logits are from float32."""
 
-from typing import Any
-
 import pytest
 import torch
 from torch import Tensor
@@ -10,7 +8,7 @@ from kimi_vl.engine.base import ModelInputs
 from kimi_vl.engine.fast.engine import FastEngine
 from kimi_vl.engine.fast.kernels.prompt_routing import choose
 from kimi_vl.engine.fast.prompt_graphs import PromptGraphs
-from kimi_vl.engine.fast.weights import Weights
+from kimi_vl.engine.fast.weights import Mlp, Weights
 from tests.gpu.float32 import last_logits
 
 
@@ -29,17 +27,16 @@ def fast_error(
 
     Float32 takes the `exact` weights if the engine's own have lost bits.
     """
-    chosen: list[list[Tensor]] = [[] for _, mlp in engine.weights.layers[:-1] if mlp.chosen]
-    calls = iter(range(10**9))
+    chosen: dict[int, list[Tensor]] = {id(mlp): [] for _, mlp in engine.weights.layers[:-1] if mlp.chosen}
 
-    def note(hidden: Tensor, mlp: Any, experts: Tensor, *rest: Tensor) -> None:
+    def note(hidden: Tensor, mlp: Mlp, experts: Tensor, *rest: Tensor) -> None:
         choose(hidden, mlp, experts, *rest)
-        chosen[next(calls) % len(chosen)].append(experts.long())
+        chosen[id(mlp)].append(experts.long())
 
     with torch.inference_mode(), monkeypatch.context() as patch:
         patch.setattr("kimi_vl.engine.fast.prefill.choose", note)
         # graphs would not say what they choose; of the class, since an undone patch of an object makes a cycle of it
-        patch.setattr(PromptGraphs, "run", lambda graphs, x, start: None)
+        patch.setattr(PromptGraphs, "fits", lambda graphs, length, end: False)
         length = ids.shape[1]
         if length > decoded:
             engine._seen = None
@@ -49,11 +46,11 @@ def fast_error(
             engine.decoder.position.fill_(place)
             engine.decoder.forward()
             steps = [e for e, (_, mlp) in zip(engine.decoder.experts, engine.weights.layers, strict=True) if mlp.chosen]
-            for layer, step in zip(chosen, steps[:-1], strict=True):
+            for layer, step in zip(chosen.values(), steps[:-1], strict=True):
                 layer.append(step[None].long().clone())
         last_layers = engine.decoder.experts[-1:]
         of_last_layer = last_layers.new_zeros(length, last_layers.shape[1], dtype=torch.int64)
         of_last_layer[-1:] = last_layers  # the only token for which that layer was run to its end
-        experts = [*(torch.cat(layer) for layer in chosen), of_last_layer]
+        experts = [*(torch.cat(layer) for layer in chosen.values()), of_last_layer]
         wanted = last_logits(exact or engine.weights, ids[0].to(engine.cache.device), experts)
     return relative_error(engine.decoder.logits, wanted)

@@ -12,13 +12,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kimi_vl.engine.base import ModelInputs, Patches, Picture, SamplingParams
-from kimi_vl.engine.fast.chunk_attention import CHUNK, OPENING, attend_chunk
+from kimi_vl.engine.fast.chunk_attention import (
+    CHUNK,
+    OPENING,
+    KeysAndValues,
+    attend_by_rectangles,
+)
 from kimi_vl.engine.fast.engine import FastEngine
 from kimi_vl.engine.fast.kernels.operation import is_hopper
 from kimi_vl.engine.fast.kernels.prompt_attention import attend_prompt
 from kimi_vl.engine.fast.kernels.sampling import Stages
 from kimi_vl.engine.fast.network import Network
-from kimi_vl.engine.fast.prefill import prefill
+from kimi_vl.engine.fast.prefill import Piece, prefill
 from kimi_vl.engine.reference import ReferenceEngine
 from kimi_vl.model.checkpoint import load_model
 from kimi_vl.model.modeling import KimiVLForConditionalGeneration
@@ -111,18 +116,39 @@ def test_a_graphs_replay_is_the_step_bit_by_bit(full_engine: FastEngine, choice:
 
 @torch.inference_mode()
 @pytest.mark.parametrize(
-    ("past", "tokens"), [(0, CHUNK), (0, OPENING), (CHUNK, CHUNK), (OPENING, CHUNK), (3 * CHUNK, CHUNK)]
+    ("past", "tokens"),
+    [(0, CHUNK), (0, OPENING), (CHUNK, CHUNK), (3 * CHUNK, CHUNK), (OPENING, 5000), (OPENING + 1000, 5000)],
 )
-def test_attention_of_whole_chunks_is_that_of_any_prompt(full_engine: FastEngine, past: int, tokens: int) -> None:
+def test_attention_by_rectangles_is_that_of_any_prompt(full_engine: FastEngine, past: int, tokens: int) -> None:
     if not is_hopper(CUDA):
-        pytest.skip("chunks are attended to in squares on Hopper only")
+        pytest.skip("rectangles are attended to on Hopper only")
     weights = full_engine.weights.layers[0][0]
     q = torch.randn(tokens, weights.heads * (weights.nope + weights.rope), dtype=torch.bfloat16, device=CUDA)
     rows = torch.randn(past + tokens, weights.row, dtype=torch.bfloat16, device=CUDA)
     expected = q.new_empty(tokens, weights.heads * weights.value)
     span = torch.tensor([past, tokens], dtype=torch.int32, device=CUDA)
-    attend_prompt(q, F.linear(rows[:, : weights.latent], weights.kv_b), rows, weights, span, expected)
-    assert relative_error(attend_chunk(q, rows, weights), expected.float()) < 1e-2
+    kv = F.linear(rows[:, : weights.latent], weights.kv_b).unflatten(1, (weights.heads, -1))
+    attend_prompt(q, *kv.split([weights.nope, weights.value], 2), rows, weights, span, expected)
+    k, v = KeysAndValues(rows, weights).until(past + tokens)
+    assert relative_error(attend_by_rectangles(q, k, v, rows, weights, span), expected.float()) < 1e-2
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("shared", [OPENING, OPENING + CHUNK, OPENING + 2 * CHUNK])
+def test_a_long_prompt_is_the_same_to_the_bit_wherever_it_is_taken_up(full_engine: FastEngine, shared: int) -> None:
+    engine, ids = full_engine, random_ids(OPENING + 2 * CHUNK + 5000)
+    results = []
+    for seen in (0, shared):
+        engine._seen = None
+        if seen:
+            engine._read(ModelInputs(torch.cat([ids[:, :seen], random_ids(100)], 1)))
+        engine.cache[:, seen:] = float("nan")
+        engine._read(ModelInputs(ids))
+        assert engine.cached_tokens == seen
+        results.append((engine.decoder.logits.clone(), engine.cache[:, : ids.shape[1]].clone()))
+    (logits, rows), (others, other_rows) = results
+    assert logits.equal(others)
+    assert rows.equal(other_rows)
 
 
 @torch.inference_mode()
@@ -143,13 +169,13 @@ def test_a_prompt_from_a_graph_is_the_same_launched_kernel_by_kernel(
         engine.cache[:, rows] = float("nan")
         engine._graphs._x.fill_(padding)
         hidden = engine._graphs.run(x, start)
-        assert hidden is not None
         results.append((hidden.clone(), engine.cache[:, rows].clone()))
     engine.cache[:, rows] = float("nan")
     padded = torch.zeros(captured.length, x.shape[1], dtype=x.dtype, device=CUDA)
     padded[:length] = x
     span = torch.tensor([start, length], dtype=torch.int32, device=CUDA)
-    hidden = prefill(engine.weights, engine.cache, engine.rotary, padded, span, captured.context)
+    piece = Piece(slice(0, captured.length), span, captured.context)
+    (hidden,) = prefill(engine.weights, engine.cache, engine.rotary, padded, [piece])
     for other, row in results:
         assert other.equal(hidden)
         assert row.equal(engine.cache[:, rows])

@@ -1,44 +1,97 @@
-"""Attention of a whole chunk of a long prompt, as squares that cuDNN computes faster than a kernel of ours.
+"""Attention of a long prompt, as rectangles that cuDNN computes faster than a kernel of ours.
 
-cuDNN takes 50 ms to plan for each shape that it has not seen, so only four shapes are ever asked of it.
+cuDNN takes 40 ms to plan for each shape that it has not seen, so only those of `planned` are ever asked of it.
 """
+
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-from kimi_vl.engine.fast.kernels.join import empty_parts, join
+from kimi_vl.engine.fast.kernels.join import join
+from kimi_vl.engine.fast.kernels.prompt_attention import attend_parts
 from kimi_vl.engine.fast.weights import Attention
 
 CHUNK = 16384  # tokens
 OPENING = 2 * CHUNK  # tokens that a long prompt begins with at once: what precedes its second half is not made again
-SEGMENT = 2 * CHUNK  # keys at once, as long as so many are left
-QUERIES = CHUNK // 2  # at once: a little faster than all of them
-# Tokens and contexts of attend_chunk that between them ask for all four.
-PLANNED = ((CHUNK, CHUNK), (OPENING, OPENING), (CHUNK, 2 * CHUNK), (CHUNK, 3 * CHUNK))
+QUERIES = 2048  # at once, to all whole chunks before them
 
 
-def attend_chunk(q: Tensor, rows: Tensor, attention: Attention) -> Tensor:
+def planned(longest: int) -> Iterator[tuple[int, int]]:
+    """Tokens and contexts, up to a longest one, of attend_by_rectangles that ask for every shape there is."""
+    squares = [(CHUNK, CHUNK), (OPENING, OPENING)]
+    others = [(QUERIES, past + QUERIES) for past in range(CHUNK, longest, CHUNK)]
+    yield from ((tokens, context) for tokens, context in squares + others if context <= longest)
+
+
+class KeysAndValues:
+    """A layer's keys and values, made once for all the pieces of a prompt that go through the layer together.
+
+    Which rows of the cache are expanded at once depends on where a piece ends alone, so that every piece reads the
+    same bits whatever was computed before it.
+    """
+
+    def __init__(self, rows: Tensor, attention: Attention) -> None:
+        """
+        Args:
+            rows: [context, latent + rope], of the latent cache; those of a piece need not be there before its turn.
+            attention: the layer's weights.
+        """
+        self._rows, self._attention = rows, attention
+        heads, nope = attention.heads, attention.nope
+        self._made = rows.new_empty(len(rows), heads, attention.value + nope + attention.rope)
+        by_head = attention.kv_b.view(heads, -1, attention.latent)
+        self._weight = torch.cat([by_head[:, nope:], by_head[:, :nope]], 1).mT
+        self._whole = 0  # tokens, of whole chunks
+
+    def until(self, end: int) -> tuple[Tensor, Tensor]:
+        """Keys [end, heads, nope + rope] and values [end, heads, value], in memory side by side."""
+        value, latent, rope = self._attention.value, self._attention.latent, self._attention.rope
+        for first in range(self._whole, end, CHUNK):
+            block = slice(first, min(first + CHUNK, end))
+            rows, made = self._rows[block], self._made[block]
+            latents = rows[None, :, :latent].expand(self._attention.heads, -1, -1)
+            torch.bmm(latents, self._weight, out=made[..., :-rope].transpose(0, 1))
+            eight = torch.complex128  # as large as 8 numbers of 16 bits: a copy goes element by element
+            made.view(eight)[..., -rope // 8 :] = rows.view(eight)[:, None, latent // 8 :]
+        self._whole = end // CHUNK * CHUNK
+        return self._made[:end, :, value:], self._made[:end, :, :value]
+
+
+def goes_by_rectangles(tokens: int, context: int) -> bool:
+    """Whether attend_by_rectangles is for the last tokens of a context, and faster than attend_prompt."""
+    past = context - tokens
+    return tokens >= QUERIES and (past >= CHUNK or (not past and tokens % CHUNK == 0))
+
+
+def attend_by_rectangles(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, attention: Attention, span: Tensor) -> Tensor:
     """Attention of the last tokens of a context to all of it up to themselves: [tokens, heads * value].
 
     Args:
-        q: [tokens, heads * (nope + rope)], rotated: of CHUNK tokens, or of OPENING ones that nothing precedes.
-        rows: [context, latent + rope], of the latent cache, of whole chunks.
+        q: [tokens, heads * (nope + rope)], rotated.
+        k, v: of KeysAndValues.
+        rows: [context, latent + rope], of the latent cache.
         attention: the layer's weights.
+        span: of the tokens, see kernels/prompt.py.
     """
-    past, heads = len(rows) - len(q), attention.heads
-    spans = [(start, min(start + SEGMENT, past)) for start in range(0, past, SEGMENT)]
-    if not spans:
-        return _attend(q, *_keys_and_values(rows, attention), attention, causal=True)[0].flatten(1)
-    out = q.new_empty(len(q), heads * attention.value)
-    parts, sums = empty_parts(out, len(spans) + 1, heads)
-    for (start, end), part, sums_of_part in zip(spans, parts[:-1], sums[:-1], strict=True):
-        k, v = _keys_and_values(rows[start:end], attention)
-        for first in range(0, len(q), QUERIES):
-            block = slice(first, first + QUERIES)
-            part[block], sums_of_part[:, block] = _attend(q[block], k, v, attention, causal=False)
-        del k, v  # before the next ones are made
-    parts[-1], sums[-1] = _attend(q, *_keys_and_values(rows[past:], attention), attention, causal=True)
-    join(parts, sums, out)
+    past, tokens = len(k) - len(q), len(q)
+    whole = past // CHUNK * CHUNK
+    is_square = tokens % CHUNK == 0 and past == whole
+    if is_square and not past:
+        return _attend(q, k, v, attention, causal=True)[0].flatten(1)
+    parts = q.new_empty(2, tokens, attention.heads, attention.value)
+    sums = torch.empty(2, attention.heads, tokens, device=q.device)
+    for first in range(0, tokens, QUERIES):
+        block = slice(min(first, tokens - QUERIES), first + QUERIES)  # the last one overlaps with the one before
+        parts[0][block], sums[0][:, block] = _attend(q[block], k[:whole], v[:whole], attention, causal=False)
+    if is_square:
+        parts[1], sums[1] = _attend(q, k[whole:], v[whole:], attention, causal=True)
+    else:
+        rest = span.clone()
+        rest[0] -= whole
+        attend_parts(q, k[whole:], v[whole:], rows[whole:], attention, rest, parts[1:], sums[1:])
+    out = parts[0].flatten(1)
+    join(parts, sums, out)  # which reads all parts of a token before it writes
     return out
 
 
@@ -53,16 +106,3 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, attention: Attention, causal: bool)
         scale=attention.scale,
     )
     return mixed[0].transpose(0, 1), logarithms[0, ..., 0]
-
-
-def _keys_and_values(rows: Tensor, attention: Attention) -> tuple[Tensor, Tensor]:
-    """[tokens, heads, nope + rope] and [tokens, heads, value], made without copies."""
-    heads, nope = attention.heads, attention.nope
-    k, v = rows.new_empty(len(rows), heads, nope + attention.rope), rows.new_empty(len(rows), heads, attention.value)
-    latents = rows[None, :, : attention.latent].expand(heads, -1, -1)
-    by_head = attention.kv_b.view(heads, -1, attention.latent).mT
-    torch.bmm(latents, by_head[..., :nope], out=k[..., :nope].transpose(0, 1))
-    torch.bmm(latents, by_head[..., nope:], out=v.transpose(0, 1))
-    eight = torch.complex128  # as large as 8 numbers of 16 bits: a copy goes element by element
-    k.view(eight)[..., nope // 8 :] = rows.view(eight)[:, None, attention.latent // 8 :]
-    return k, v

@@ -1,7 +1,8 @@
 """The fast engine: prompt → latent cache → tokens, with every weight read in the bits that it is kept in."""
 
 import traceback
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import pairwise
 
@@ -9,13 +10,20 @@ import torch
 from torch import Tensor
 
 from kimi_vl.engine.base import Engine, Generation, ModelInputs, Stopwatch, to_device
-from kimi_vl.engine.fast.chunk_attention import CHUNK, OPENING, PLANNED, attend_chunk
+from kimi_vl.engine.fast.chunk_attention import (
+    CHUNK,
+    OPENING,
+    KeysAndValues,
+    attend_by_rectangles,
+    planned,
+)
 from kimi_vl.engine.fast.decode import AHEAD, Decoder
+from kimi_vl.engine.fast.kernels.gated_product import is_fused
 from kimi_vl.engine.fast.kernels.operation import compile_ahead, is_hopper, without_launches
 from kimi_vl.engine.fast.memory import context_that_fits
 from kimi_vl.engine.fast.network import Network
 from kimi_vl.engine.fast.pictures import Pictures
-from kimi_vl.engine.fast.prefill import prefill
+from kimi_vl.engine.fast.prefill import Piece, prefill, span_on
 from kimi_vl.engine.fast.prompt import Prompt
 from kimi_vl.engine.fast.prompt_graphs import PromptGraphs
 
@@ -66,14 +74,15 @@ class FastEngine(Engine):
 
     @torch.inference_mode()
     def _plan_attention(self) -> None:
-        """Calls attend_chunk with all shapes that it asks cuDNN for; a plan belongs to the thread that made it."""
+        """Asks cuDNN for everything that a prompt may ask of it; a plan belongs to the thread that made it."""
         attention = self.weights.layers[0][0]
-        for tokens, context in PLANNED:
-            if context <= self.context_length:
-                projected = self.cache.new_zeros(tokens, attention.projections.shape[0])
-                q = projected[:, : -attention.row]  # a plan is for such strides, too
-                # compile_ahead, which runs meanwhile, has the kernel that joins
-                without_launches(partial(attend_chunk, q, self.cache[0, :context], attention))
+        kept = KeysAndValues(self.cache[0], attention)
+        for tokens, context in planned(self.context_length):
+            projected = self.cache.new_zeros(tokens, attention.projections.shape[0])
+            q = projected[:, : -attention.row]  # a plan is for such strides, too
+            k, v = kept.until(context)
+            # compile_ahead, which runs meanwhile, has the other kernels
+            without_launches(partial(attend_by_rectangles, q, k, v, self.cache[0], attention, span_on(q.device, 0, 1)))
 
     @torch.inference_mode()
     def _decode(self, inputs: ModelInputs, generation: Generation) -> None:
@@ -100,11 +109,11 @@ class FastEngine(Engine):
         self._seen = None  # until the cache holds all of it
         features = torch.cat(parts) if parts else None
         self._stopwatch.ended("vision")
-        for start, end in pairwise([self.cached_tokens, *(s for s in _stops(prompt) if s > self.cached_tokens)]):
+        stops = [stop for stop in _stops(prompt) if stop > self.cached_tokens]
+        for start, *ends in self._together(self.cached_tokens, stops):
+            self._prefill(self._embed(prompt, features, start, ends[-1]), start, ends, stopped)
             if stopped():
                 return
-            hidden = self._prefill(self._embed(prompt, features, start, end), start)
-            self.decoder.last_layer(hidden, end - 1)  # whether or not it is the last piece: the same cache either way
         self.decoder.predict()
         self._stopwatch.ended("prefill")
         self._seen = prompt
@@ -120,12 +129,40 @@ class FastEngine(Engine):
                 reusable = stop
         return reusable
 
-    def _prefill(self, x: Tensor, start: int) -> Tensor:
-        hidden = self._graphs.run(x, start)
-        if hidden is not None:
-            return hidden
-        span = to_device(torch.tensor([start, len(x)], dtype=torch.int32), x.device)
-        return prefill(self.weights, self.cache, self.rotary, x, span, start + len(x))
+    def _together(self, first: int, stops: Sequence[int]) -> Iterator[list[int]]:
+        """Groups of pieces that go through the layers together, each as its start and the end of every piece.
+
+        A piece that has a graph goes alone. Of the others all that are neighbours go together, or no more than OPENING
+        tokens where weights of few bits, on what may be a small GPU, are expanded beside them.
+        """
+        longest = self.context_length if is_fused(self.weights.layers[-1][1].gate_up, self.cache.device) else OPENING
+        group = [first]
+        for start, end in pairwise([first, *stops]):
+            alone = self._graphs.fits(end - start, end)
+            if len(group) > 1 and (alone or end - group[0] > longest):
+                yield group
+                group = [start]
+            group.append(end)
+            if alone:
+                yield group
+                group = [end]
+        if len(group) > 1:
+            yield group
+
+    def _prefill(self, x: Tensor, start: int, ends: Sequence[int], stopped: Callable[[], bool] = lambda: False) -> None:
+        """Takes tokens x [tokens, width] from a position on through the model, in pieces that end at some others."""
+        if self._graphs.fits(len(x), ends[-1]):
+            found = [self._graphs.run(x, start)]
+        else:
+            pieces = [
+                Piece(slice(first - start, end - start), span_on(x.device, first, end - first), end)
+                for first, end in pairwise([start, *ends])
+            ]
+            if len(x) > CHUNK:  # fewer are through in a quarter of a second
+                stopped = _paced(x.device, stopped)
+            found = prefill(self.weights, self.cache, self.rotary, x, pieces, stopped)
+        for hidden, end in zip(found, ends, strict=False):  # nothing was found once it is stopped
+            self.decoder.last_layer(hidden, end - 1)  # whether or not it is the last piece: the same cache either way
 
     def _embed(self, prompt: Prompt, features: Tensor | None, start: int, end: int) -> Tensor:
         """[end - start, width]: embeddings of the tokens, and the pictures' features where the media ids stand."""
@@ -168,8 +205,23 @@ class FastEngine(Engine):
     def _append(self, tokens: Sequence[int], start: int) -> None:
         """Reads tokens at a position as if the prompt went on with them."""
         x = self.weights.embeddings[to_device(torch.tensor(tokens), self.cache.device)]
-        self.decoder.last_layer(self._prefill(x, start), start + len(tokens) - 1)
+        self._prefill(x, start, [start + len(tokens)])
         self.decoder.predict()
+
+
+def _paced(device: torch.device, stopped: Callable[[], bool]) -> Callable[[], bool]:
+    """Whether something is stopped. Who asks waits for what was begun before the last time: to be never far ahead."""
+    begun = deque[torch.cuda.Event]()
+
+    def is_stopped() -> bool:
+        if device.type == "cuda":
+            begun.append(torch.cuda.Event(blocking=True))
+            begun[-1].record()
+            if len(begun) > 2:
+                begun.popleft().synchronize()
+        return stopped()
+
+    return is_stopped
 
 
 def _stops(prompt: Prompt) -> list[int]:

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kimi_vl.engine.base import to_device
-from kimi_vl.engine.fast.prefill import prefill
+from kimi_vl.engine.fast.prefill import Piece, prefill, span_on
 from kimi_vl.engine.fast.weights import Weights
 
 LENGTHS = (64, 256, 512, 1152)  # the last for a picture of 4,096 patches with a question
@@ -35,8 +34,8 @@ class PromptGraphs:
 
     def example(self) -> Tensor:
         """What launches all kernels of a prompt, those for few tokens, with a context in parts, and those for many."""
-        prefill(*self._model, self._x, self._span, LENGTHS[-1])
-        return prefill(*self._model, self._x[: LENGTHS[0]], self._span, CONTEXTS[-1])
+        self._prefill(LENGTHS[-1], LENGTHS[-1])
+        return self._prefill(LENGTHS[0], CONTEXTS[-1])
 
     def capture(self) -> None:
         """Captures each length with each context that it fits."""
@@ -47,17 +46,25 @@ class PromptGraphs:
             for context in (c for c in CONTEXTS if length <= c <= longest):
                 graph = torch.cuda.CUDAGraph()
                 with torch.cuda.graph(graph, pool=pool):
-                    hidden = prefill(*self._model, self._x[:length], self._span, context)
+                    hidden = self._prefill(length, context)
                 self._captured.append(_Captured(length, context, graph, hidden))
 
-    def run(self, x: Tensor, start: int) -> Tensor | None:
-        """What prefill does and returns for a chunk x [tokens, width] at a position; None if it fits no graph."""
-        end = start + len(x)
-        fitting = (c for c in self._captured if len(x) <= c.length and end <= c.context)
-        captured = next(fitting, None)
-        if captured is None:
-            return None
+    def fits(self, length: int, end: int) -> bool:
+        """Whether `run` takes so many tokens that end there."""
+        return self._smallest(length, end) is not None
+
+    def run(self, x: Tensor, start: int) -> Tensor:
+        """What prefill does and returns for one piece x [tokens, width] at a position, which fits."""
+        captured = self._smallest(len(x), start + len(x))
+        assert captured
         self._x[: len(x)] = x
-        self._span.copy_(to_device(torch.tensor([start, len(x)], dtype=torch.int32), x.device))
+        self._span.copy_(span_on(x.device, start, len(x)))
         captured.graph.replay()
         return captured.hidden
+
+    def _smallest(self, length: int, end: int) -> _Captured | None:
+        return next((c for c in self._captured if length <= c.length and end <= c.context), None)
+
+    def _prefill(self, length: int, context: int) -> Tensor:
+        piece = Piece(slice(0, length), self._span, context)
+        return prefill(*self._model, self._x[:length], [piece])[0]

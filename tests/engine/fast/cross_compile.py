@@ -145,8 +145,9 @@ def launch_decoder(experts_bits: int, bits: int) -> None:
     span, projected = integers(2), of(64, 3648)
     for rows in (projected, of(64, 576)):
         prompt.rotate.launch(rows, attention, rotary, cache, span)
+    k, v = of(4096, 16, 256).split(128, 2)
     prompt_attention.attend_parts.launch(
-        projected[:, :-576], of(4096, 4096), cache, attention, span, of(8, 64, 16, 128), floats(8, 16, 64)
+        projected[:, :-576], k, v, cache, attention, span, of(8, 64, 16, 128), floats(8, 16, 64)
     )
     if bits == 16:
         return

@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from kimi_vl.engine.base import ModelInputs, Patches, SamplingParams
 from kimi_vl.engine.fast.engine import FastEngine
 from kimi_vl.engine.fast.loading import load_network
 from kimi_vl.engine.fast.network import Network
+from kimi_vl.engine.fast.prefill import _attend as attend
 from kimi_vl.engine.fast.prefill import prefill
 from kimi_vl.engine.reference import ReferenceEngine
 from kimi_vl.model.checkpoint import load_model
@@ -254,18 +256,28 @@ def test_a_prompt_opens_with_two_chunks_at_once_and_may_go_on(
 ) -> None:
     monkeypatch.setattr("kimi_vl.engine.fast.engine.CHUNK", 8)
     monkeypatch.setattr("kimi_vl.engine.fast.engine.OPENING", 16)
-    pieces: list[int] = []
+    groups: list[list[int]] = []
 
-    def note_and_prefill(*given: Any) -> torch.Tensor:
-        pieces.append(len(given[3]))
+    def note_and_prefill(*given: Any) -> list[torch.Tensor]:
+        groups.append([piece.rows.stop - piece.rows.start for piece in given[4]])
         return prefill(*given)
 
     monkeypatch.setattr("kimi_vl.engine.fast.engine.prefill", note_and_prefill)
     assert tokens(engine, FIRST) == tokens(reference, FIRST)
     length = FIRST.input_ids.shape[1]
-    assert pieces == [16, *[8] * (length // 8 - 2), length % 8]
+    assert list(chain(*groups)) == [16, *[8] * (length // 8 - 2), length % 8]
+    assert [sum(group) for group in groups] == [16] * (length // 16) + [length % 16]
     assert tokens(engine, SECOND) == tokens(reference, SECOND)
     assert engine.cached_tokens == length
+
+
+def test_pieces_that_have_a_graph_go_alone_and_the_others_together(
+    engine: FastEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kimi_vl.engine.fast.engine.OPENING", 16)
+    monkeypatch.setattr(engine._graphs, "fits", lambda length, end: length <= 3)
+    groups = list(engine._together(5, [21, 29, 31, 39, 45, 48, 50, 58, 66, 74]))
+    assert groups == [[5, 21], [21, 29], [29, 31], [31, 39, 45], [45, 48], [48, 50], [50, 58, 66], [66, 74]]
 
 
 @pytest.mark.parametrize(
@@ -323,26 +335,27 @@ def test_nothing_is_kept_for_a_prompt_that_begins_in_other_pieces(
 
 
 @pytest.mark.parametrize("reason", ["stopped", "timeout"])
-def test_a_stop_or_a_deadline_ends_a_prompt_after_a_piece(
+def test_a_stop_or_a_deadline_ends_a_prompt_after_a_layer(
     engine: FastEngine, reference: ReferenceEngine, monkeypatch: pytest.MonkeyPatch, reason: str
 ) -> None:
-    pieces: list[int] = []
+    layers = 0
     with monkeypatch.context() as patch:
         patch.setattr("kimi_vl.engine.fast.engine.CHUNK", 8)
         generation = engine.generate(FIRST, NO_STOP)
 
-        def stop_then_prefill(*given: Any) -> torch.Tensor:
-            pieces.append(len(given[3]))
-            if reason == "stopped":
+        def stop_in_the_second(*given: Any) -> None:
+            nonlocal layers
+            layers += 1
+            if layers == 2 and reason == "stopped":
                 generation.stop()
-            else:
+            elif layers == 2:
                 generation._deadline = time.monotonic()
-            return prefill(*given)
+            attend(*given)
 
-        patch.setattr("kimi_vl.engine.fast.engine.prefill", stop_then_prefill)
+        patch.setattr("kimi_vl.engine.fast.prefill._attend", stop_in_the_second)
         assert list(generation) == []
         assert generation.finish_reason == reason
-    assert pieces == [8]
+    assert layers == 2 < len(engine.weights.layers) - 1
     assert tokens(engine, SECOND) == tokens(reference, SECOND)
     assert engine.cached_tokens == 0
 

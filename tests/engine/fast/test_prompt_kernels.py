@@ -81,12 +81,13 @@ def test_attend_parts(past: int, tokens: int, heads: int, padding: int, count: i
     weights = attention_weights(heads, dtype)
     context = past + tokens
     q = normal(tokens + padding, heads * 48 + 16, dtype=dtype)[:, :-16]
-    kv = normal(context + padding, len(weights.kv_b), dtype=dtype)
+    k = normal(context + padding, heads, weights.nope + 16, dtype=dtype)
+    v = normal(context + padding, heads, 24 + weights.value, dtype=dtype)[..., 24:]
     cache = normal(context + 9, weights.row, dtype=dtype)
-    cache[context:] = kv[context:] = float("nan")  # what no token has written may hold anything
+    cache[context:] = k[context:] = v[context:] = float("nan")  # what no token has written may hold anything
     parts = torch.zeros(count, tokens + padding, heads, weights.value, dtype=dtype, device=DEVICE)
     sums = torch.zeros(count, heads, tokens + padding, device=DEVICE)
-    arguments = q, kv, cache, weights, span(past, tokens), parts, sums
+    arguments = q, k, v, cache, weights, span(past, tokens), parts, sums
     check(attend_parts, [parts, sums], *arguments, tolerance=max(TOLERANCE[dtype], 1e-5))
 
 
@@ -96,14 +97,14 @@ def test_attend_prompt_is_plain_attention(past: int, tokens: int, dtype: torch.d
     weights = attention_weights(3, dtype)
     context = past + tokens
     q, kv = normal(tokens, 3 * 48, dtype=dtype), normal(context, len(weights.kv_b), dtype=dtype)
+    k_nope, v = kv.view(context, 3, -1).split([weights.nope, weights.value], 2)
     cache = normal(context, weights.row, dtype=dtype)
     out = poison(tokens, 3 * weights.value, dtype=dtype)
-    attend_prompt(q, kv, cache, weights, span(past, tokens), out)
+    attend_prompt(q, k_nope, v, cache, weights, span(past, tokens), out)
 
-    k_nope, v = kv.float().view(context, 3, -1).split([weights.nope, weights.value], 2)
-    k = torch.cat([k_nope, cache[:, None, weights.latent :].float().expand(-1, 3, -1)], 2)
+    k = torch.cat([k_nope.float(), cache[:, None, weights.latent :].float().expand(-1, 3, -1)], 2)
     seen = torch.ones(tokens, context, dtype=torch.bool, device=DEVICE).tril(past)
-    queries, keys, values = (t.transpose(0, 1)[None] for t in (q.float().view(tokens, 3, -1), k, v))
+    queries, keys, values = (t.transpose(0, 1)[None] for t in (q.float().view(tokens, 3, -1), k, v.float()))
     plain = F.scaled_dot_product_attention(queries, keys, values, attn_mask=seen, scale=weights.scale)
     expected = plain[0].transpose(0, 1).flatten(1)
     assert (out.float() - expected).norm() < max(TOLERANCE[dtype], 1e-5) * expected.norm()

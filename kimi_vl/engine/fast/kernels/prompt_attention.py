@@ -34,13 +34,15 @@ def _attend_to(
     maximum,
     total,
     weighted,
-    kv,
+    k,
+    v,
     rope_keys,
+    k_stride,
+    v_stride,
     first,
     last,
     positions,
     scale,
-    HEADS: tl.constexpr,
     NOPE: tl.constexpr,
     ROPE: tl.constexpr,
     VALUE: tl.constexpr,
@@ -51,16 +53,16 @@ def _attend_to(
     nope, rope, value = tl.arange(0, NOPE), tl.arange(0, ROPE), tl.arange(0, VALUE)
     for start in range(first, last, KEYS):
         keys = start + tl.arange(0, KEYS)
-        rows = kv + keys.to(tl.int64)[:, None] * (HEADS * (NOPE + VALUE))
+        own = k + keys.to(tl.int64)[:, None] * k_stride + nope[None, :]
+        values = v + keys.to(tl.int64)[:, None] * v_stride + value[None, :]
         shared = rope_keys + keys.to(tl.int64)[:, None] * ROW + rope[None, :]
         if MASKED:
             inside = (keys < last)[:, None]
-            k_nope = tl.load(rows + nope[None, :], mask=inside, other=0.0)
+            k_nope = tl.load(own, mask=inside, other=0.0)
             k_rope = tl.load(shared, mask=inside, other=0.0)
-            v = tl.load(rows + NOPE + value[None, :], mask=inside, other=0.0)
+            mixed = tl.load(values, mask=inside, other=0.0)
         else:
-            k_nope, k_rope = tl.load(rows + nope[None, :]), tl.load(shared)
-            v = tl.load(rows + NOPE + value[None, :])
+            k_nope, k_rope, mixed = tl.load(own), tl.load(shared), tl.load(values)
         scores = tl.dot(q_rope, tl.trans(k_rope), tl.dot(q_nope, tl.trans(k_nope)))
         if MASKED:
             scores = tl.where(keys[None, :] <= positions[:, None], scores, float("-inf"))
@@ -68,7 +70,7 @@ def _attend_to(
         weights = tl.exp2(scores * scale - larger[:, None])
         shrink = tl.exp2(maximum - larger)
         total = total * shrink + tl.sum(weights, 1)
-        weighted = tl.dot(weights.to(v.dtype), v, weighted * shrink[:, None])
+        weighted = tl.dot(weights.to(mixed.dtype), mixed, weighted * shrink[:, None])
         maximum = larger
     return maximum, total, weighted
 
@@ -76,13 +78,18 @@ def _attend_to(
 @triton.jit(do_not_specialize=["TOKENS"])  # or a prompt of another length would wait for a compilation
 def _attend_parts_kernel(
     q,
-    kv,
+    k,
+    v,
     rope_keys,
     parts,
     sums,
     span,
     TOKENS,
     stride,
+    k_stride,
+    v_stride,
+    k_head_stride,
+    v_head_stride,
     scale,
     HEADS: tl.constexpr,
     NOPE: tl.constexpr,
@@ -105,7 +112,8 @@ def _attend_parts_kernel(
     queries = q + tokens.to(tl.int64)[:, None] * stride + head * (NOPE + ROPE)
     q_nope = tl.load(queries + nope[None, :], mask=inside, other=0.0)
     q_rope = tl.load(queries + NOPE + rope[None, :], mask=inside, other=0.0)
-    head_kv = kv + head * (NOPE + VALUE)
+    k += head * k_head_stride
+    v += head * v_head_stride
 
     maximum = tl.full([ROWS], LOWEST, tl.float32)
     total = tl.zeros([ROWS], tl.float32)
@@ -117,12 +125,12 @@ def _attend_parts_kernel(
     seen_by_all = tl.minimum((past + block * ROWS) // KEYS * KEYS, last)
     seen_by_some = tl.maximum(first, seen_by_all)
     maximum, total, weighted = _attend_to(
-        q_nope, q_rope, maximum, total, weighted, head_kv, rope_keys, first, seen_by_all, positions, scale,
-        HEADS, NOPE, ROPE, VALUE, ROW, KEYS, False,
+        q_nope, q_rope, maximum, total, weighted, k, v, rope_keys, k_stride, v_stride, first, seen_by_all,
+        positions, scale, NOPE, ROPE, VALUE, ROW, KEYS, False,
     )  # fmt: skip
     maximum, total, weighted = _attend_to(
-        q_nope, q_rope, maximum, total, weighted, head_kv, rope_keys, seen_by_some, last, positions, scale,
-        HEADS, NOPE, ROPE, VALUE, ROW, KEYS, True,
+        q_nope, q_rope, maximum, total, weighted, k, v, rope_keys, k_stride, v_stride, seen_by_some, last,
+        positions, scale, NOPE, ROPE, VALUE, ROW, KEYS, True,
     )  # fmt: skip
     divisor = tl.where(total > 0, total, 1)
     mean = (weighted / divisor[:, None]).to(parts.dtype.element_ty)
@@ -133,19 +141,24 @@ def _attend_parts_kernel(
 
 
 def _launch_attend_parts(
-    q: Tensor, kv: Tensor, cache: Tensor, attention: Attention, span: Tensor, parts: Tensor, sums: Tensor
+    q: Tensor, k: Tensor, v: Tensor, cache: Tensor, attention: Attention, span: Tensor, parts: Tensor, sums: Tensor
 ) -> None:
     run_kernel(
         _attend_parts_kernel,
         (triton.cdiv(len(q), ROWS), attention.heads, len(parts)),
         q,
-        kv,
+        k,
+        v,
         cache[:, attention.latent :],
         parts,
         sums,
         span,
         len(q),
         q.stride(0),
+        k.stride(0),
+        v.stride(0),
+        k.stride(1),
+        v.stride(1),
         attention.scale * LOG2_E,
         HEADS=attention.heads,
         NOPE=attention.nope,
@@ -162,7 +175,7 @@ def _launch_attend_parts(
 
 
 def attend_parts_reference(
-    q: Tensor, kv: Tensor, cache: Tensor, attention: Attention, span: Tensor, parts: Tensor, sums: Tensor
+    q: Tensor, k: Tensor, v: Tensor, cache: Tensor, attention: Attention, span: Tensor, parts: Tensor, sums: Tensor
 ) -> None:
     """Attention of a chunk's tokens to each part of the context up to themselves, to be joined by `join`.
 
@@ -170,7 +183,8 @@ def attend_parts_reference(
 
     Args:
         q: [tokens, heads * (nope + rope)], rotated; rows may be further apart than they are long.
-        kv: [context, heads * (nope + value)], kv_b_proj of the cached latents, at least to the end of the chunk.
+        k: [context, heads, nope or more], kv_b_proj of the cached latents, at least to the end of the chunk.
+        v: [context, heads, value], the other part of the same.
         cache: [context, latent + rope], the layer's, for its rotated keys.
         attention: the layer's weights.
         span: of the chunk, see kernels/prompt.py.
@@ -178,35 +192,37 @@ def attend_parts_reference(
         sums: [parts, heads, tokens] float32, written: the logarithm of a part's sum of exp(score).
     """
     past, length = span.tolist()
-    heads, q, kv, cache = attention.heads, q[:length], kv[: past + length], cache[: past + length]
-    k_nope, v = kv.float().view(len(kv), heads, -1).split([attention.nope, attention.value], 2)
+    heads, q, cache = attention.heads, q[:length], cache[: past + length]
+    k_nope, v = k[: len(cache), :, : attention.nope].float(), v[: len(cache)].float()
     k_rope = cache[:, None, attention.latent :].float().expand(-1, heads, -1)
-    k = torch.cat([k_nope, k_rope], 2)
+    keys = torch.cat([k_nope, k_rope], 2)
     for start in range(0, length, ROWS):
         block = slice(start, min(start + ROWS, length))
         end = past + block.stop
         seen = torch.arange(end, device=q.device) <= torch.arange(past + start, end, device=q.device)[:, None]
-        scores = torch.einsum("qhd,khd->hqk", q[block].float().unflatten(1, (heads, -1)), k[:end]) * attention.scale
+        scores = torch.einsum("qhd,khd->hqk", q[block].float().unflatten(1, (heads, -1)), keys[:end]) * attention.scale
         scores = scores.where(seen, float("-inf"))
         share = triton.cdiv(triton.cdiv(end, KEYS), len(parts)) * KEYS
         for part in range(len(parts)):
-            keys = slice(part * share, (part + 1) * share)
-            weights = scores[..., keys].softmax(-1).nan_to_num(0)
-            parts[part, block] = torch.einsum("hqk,khd->qhd", weights, v[:end][keys])
-            sums[part, :, block] = scores[..., keys].logsumexp(-1)
+            seen_keys = slice(part * share, (part + 1) * share)
+            weights = scores[..., seen_keys].softmax(-1).nan_to_num(0)
+            parts[part, block] = torch.einsum("hqk,khd->qhd", weights, v[:end][seen_keys])
+            sums[part, :, block] = scores[..., seen_keys].logsumexp(-1)
 
 
 attend_parts = Operation(_launch_attend_parts, attend_parts_reference)
 
 
-def attend_prompt(q: Tensor, kv: Tensor, cache: Tensor, attention: Attention, span: Tensor, out: Tensor) -> None:
+def attend_prompt(
+    q: Tensor, k: Tensor, v: Tensor, cache: Tensor, attention: Attention, span: Tensor, out: Tensor
+) -> None:
     """Attention of a chunk's tokens to all of the context up to themselves, into out [tokens, heads * value].
 
     For the other arguments see attend_parts_reference.
     """
-    count = best_count(triton.cdiv(len(q), ROWS) * attention.heads, len(kv) - len(q) // 2, multiprocessors(q.device))
+    count = best_count(triton.cdiv(len(q), ROWS) * attention.heads, len(k) - len(q) // 2, multiprocessors(q.device))
     parts, sums = empty_parts(out, count, attention.heads)
-    attend_parts(q, kv, cache, attention, span, parts, sums)
+    attend_parts(q, k, v, cache, attention, span, parts, sums)
     if count > 1:
         join(parts, sums, out)
 

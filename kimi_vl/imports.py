@@ -12,9 +12,11 @@ def uncollected() -> Iterator[None]:
     Python's collector would look through them for garbage six times, half a second and more in all; they are kept out
     of its sight afterwards, too, so that a later collection does not hold up an answer.
     """
+    collects = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
         gc.freeze()
-        gc.enable()
+        if collects:
+            gc.enable()

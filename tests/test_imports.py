@@ -17,3 +17,8 @@ def test_imports_are_not_searched_for_garbage_and_later_objects_are(imports: str
     assert enabled
     assert full_collections == 0
     assert frozen > 100_000
+
+
+def test_a_collector_that_was_off_stays_off() -> None:
+    command = [sys.executable, "-c", "import gc; gc.disable(); import kimi_vl; print(gc.isenabled())"]
+    assert subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout == "False\n"

@@ -196,7 +196,7 @@ class Generation:
         self._tokens: SimpleQueue[int | FinishReason | BaseException] = SimpleQueue()
 
     def stop(self) -> None:
-        """Ends the generation within one token, or one piece of its prompt.
+        """Ends the generation within one token, or while its prompt is read within a few layers.
 
         May be called from any thread, and more than once.
         """

@@ -1,4 +1,4 @@
-"""Answers about eight pictures, and then a text as long as fits, as on a GPU with so many bytes.
+"""Answers about eight pictures, then a text as long as fits, then many turns as long, as on a GPU with so many bytes.
 
 The weights are random ones of the full size. The pictures' prompt and its answer have 32,768 tokens, or fewer where the
 engine offers fewer: what it took is told in any case.
@@ -32,6 +32,7 @@ from kimi_vl.prompt.processor import KimiVLProcessor
 CUDA = torch.device("cuda")
 LATER_BYTES = 250_000_000  # that CUDA takes later, for kernels and graphs, and a smaller GPU would not leave to torch
 TOKENS, NEW_TOKENS = 32_768, 64  # of them the last ones are the answer
+TURN, ANSWER = 1500, 2  # tokens of a turn of the conversation, and the id that begins each answer
 read_memory = torch.cuda.mem_get_info
 
 
@@ -66,21 +67,23 @@ def main() -> None:
     limit(size)
     processor = KimiVLProcessor.from_pretrained(WEIGHTS / "tiny")
     config = KimiVLConfig(text_config=TEXT, vision_config=VISION, media_placeholder_token_id=processor.media_id)
-    engine = FastEngine(fill(_allocate(config, CUDA, torch.bfloat16, scheme)))
+    engine = FastEngine(fill(_allocate(config, CUDA, torch.bfloat16, scheme)), (ANSWER,))
     length = min(TOKENS, engine.context_length) - NEW_TOKENS
     with ThreadPoolExecutor(4) as pool, ThreadPoolExecutor(1) as watcher:
         inputs = processor.prepare(Album(8, 1024, 768).draw(0), render([question(QUESTION, 8)]), pool)
         ids = inputs.input_ids
         inputs = replace(inputs, input_ids=torch.cat([ids, torch.ones(1, length - ids.shape[1], dtype=ids.dtype)], 1))
         text = ModelInputs(torch.ones(1, engine.context_length - NEW_TOKENS, dtype=ids.dtype))
+        turns = replace(text, input_ids=text.input_ids.clone())
+        turns.input_ids[:, ::TURN] = ANSWER
         done = Event()
         most_used = watcher.submit(lambda: max(used() for _ in iter(lambda: done.wait(0.001), True)))
         try:
             params = SamplingParams(NEW_TOKENS, frozenset((config.text_config.vocab_size,)))
-            answers = [list(engine.generate(prompt, params)) for prompt in (inputs, text)]
+            answers = [list(engine.generate(prompt, params)) for prompt in (inputs, text, turns)]
         finally:
             done.set()  # or the watcher would never end
-    assert [len(tokens) for tokens in answers] == [NEW_TOKENS, NEW_TOKENS]
+    assert [len(tokens) for tokens in answers] == [NEW_TOKENS] * 3
     found = {
         "context": engine.context_length,
         "reserved": torch.cuda.max_memory_reserved(),

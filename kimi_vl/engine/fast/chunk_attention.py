@@ -4,6 +4,7 @@ cuDNN takes 40 ms to plan for each shape that it has not seen, so only those of 
 """
 
 from collections.abc import Iterator
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -25,7 +26,7 @@ def planned(longest: int) -> Iterator[tuple[int, int]]:
 
 
 class KeysAndValues:
-    """A layer's keys and values, made once for all the pieces of a prompt that go through the layer together.
+    """A layer's keys and values, made once for all those pieces of a prompt in the layer that ask for them.
 
     Which rows of the cache are expanded at once depends on where a piece ends alone, so that every piece reads the
     same bits whatever was computed before it.
@@ -38,11 +39,21 @@ class KeysAndValues:
             attention: the layer's weights.
         """
         self._rows, self._attention = rows, attention
-        heads, nope = attention.heads, attention.nope
-        self._made = rows.new_empty(len(rows), heads, attention.value + nope + attention.rope)
-        by_head = attention.kv_b.view(heads, -1, attention.latent)
-        self._weight = torch.cat([by_head[:, nope:], by_head[:, :nope]], 1).mT
         self._whole = 0  # tokens, of whole chunks
+
+    @cached_property
+    def _made(self) -> Tensor:
+        """[context, heads, value + nope + rope]"""
+        attention = self._attention
+        size = attention.value + attention.nope + attention.rope
+        return self._rows.new_empty(len(self._rows), attention.heads, size)
+
+    @cached_property
+    def _weight(self) -> Tensor:
+        """[heads, latent, value + nope], of kv_b_proj."""
+        attention = self._attention
+        by_head = attention.kv_b.view(attention.heads, -1, attention.latent)
+        return torch.cat(by_head.split([attention.nope, attention.value], 1)[::-1], 1).mT
 
     def until(self, end: int) -> tuple[Tensor, Tensor]:
         """Keys [end, heads, nope + rope] and values [end, heads, value], in memory side by side."""

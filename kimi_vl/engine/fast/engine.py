@@ -63,9 +63,9 @@ class FastEngine(Engine):
     def _get_ready(self) -> None:
         """Compiles all kernels and captures all graphs, so that the first request is as quick as any."""
         hopper = is_hopper(self.cache.device)
-        planned = self._thread.submit(self._plan_attention if hopper else int)
+        planning = self._thread.submit(self._plan_attention if hopper else int)
         compile_ahead(self.decoder.example, self._graphs.example, self.pictures.blocks.example)
-        planned.result()
+        planning.result()
         self.decoder.capture()
         self.pictures.blocks.capture()
         if hopper:  # elsewhere grouped products wait for the host
@@ -133,7 +133,7 @@ class FastEngine(Engine):
         """Groups of pieces that go through the layers together, each as its start and the end of every piece.
 
         A piece that has a graph goes alone. Of the others all that are neighbours go together, or no more than OPENING
-        tokens where weights of few bits, on what may be a small GPU, are expanded beside them.
+        tokens where experts' products are not fused, and need more memory of what may be a small GPU.
         """
         longest = self.context_length if is_fused(self.weights.layers[-1][1].gate_up, self.cache.device) else OPENING
         group = [first]
@@ -158,7 +158,7 @@ class FastEngine(Engine):
                 Piece(slice(first - start, end - start), span_on(x.device, first, end - first), end)
                 for first, end in pairwise([start, *ends])
             ]
-            if len(x) > CHUNK:  # fewer are through in a quarter of a second
+            if len(x) * ends[-1] > CHUNK**2:  # else they are through in a quarter of a second
                 stopped = _paced(x.device, stopped)
             found = prefill(self.weights, self.cache, self.rotary, x, pieces, stopped)
         for hidden, end in zip(found, ends, strict=False):  # nothing was found once it is stopped
@@ -210,7 +210,7 @@ class FastEngine(Engine):
 
 
 def _paced(device: torch.device, stopped: Callable[[], bool]) -> Callable[[], bool]:
-    """Whether something is stopped. Who asks waits for what was begun before the last time: to be never far ahead."""
+    """Whether something is stopped. Who asks waits for what was begun before the last time but one: to stay near it."""
     begun = deque[torch.cuda.Event]()
 
     def is_stopped() -> bool:

@@ -27,7 +27,7 @@ from kimi_vl.engine.fast.weights import Attention, Mlp, Weights
 
 @dataclass(frozen=True)
 class Piece:
-    """Some tokens of a prompt that are attended to at once."""
+    """Some tokens of a prompt that are attended to at once: up to CHUNK of them, or whole chunks."""
 
     rows: slice  # where they stand among those of all pieces, and anything beyond their number
     span: Tensor  # [2] int32, the position of the first one, and how many there are
@@ -62,7 +62,10 @@ def prefill(
     for layer_cache, (attention, mlp) in zip(cache[:-1], layers, strict=True):
         if stopped():
             return []
-        _attend(x, pieces, attention, layer_cache, rotary)
+        kept = KeysAndValues(layer_cache[: pieces[-1].context], attention)
+        for piece in pieces:
+            _attend(x[piece.rows], piece.span, piece.context, attention, layer_cache, rotary, kept)
+        del kept
         for rows, span in shares:
             _transform(x[rows], mlp, span)
     for piece in pieces:
@@ -71,9 +74,10 @@ def prefill(
 
 
 def _shares(pieces: Sequence[Piece], most: int) -> list[tuple[slice, Tensor]]:
-    """Rows that go through the experts at once, and their span: a piece, or up to `most` of several whole chunks.
+    """Rows that go through the experts at once, and their span, of which only the length counts there.
 
-    The products of a whole chunk come out the same to the bit with another one beside it.
+    They are those of a piece, or of up to `most` tokens in whole chunks: the products of a whole chunk come out the
+    same to the bit with another one beside it.
     """
     shares: list[tuple[slice, Tensor]] = []
     first = 0  # of the whole chunks that are taken together
@@ -97,22 +101,20 @@ def span_on(device: torch.device, first: int, tokens: int) -> Tensor:
     return to_device(torch.tensor([first, tokens], dtype=torch.int32), device)
 
 
-def _attend(x: Tensor, pieces: Sequence[Piece], attention: Attention, cache: Tensor, rotary: Tensor) -> None:
-    """Adds to x [tokens, width] attention to the layer's cache, whose rows of the pieces are written."""
-    kept = None
-    for piece in pieces:
-        part, span, context = x[piece.rows], piece.span, piece.context
-        projected = _project(part, attention, attention.projections, rotary, cache, span)
-        q, rows = projected[:, : -attention.row], cache[:context]
-        if is_hopper(x.device) and goes_by_rectangles(len(q), context):
-            kept = kept or KeysAndValues(cache[: pieces[-1].context], attention)
-            attended = attend_by_rectangles(q, *kept.until(context), rows, attention, span)
-        else:
-            attended = x.new_empty(len(q), attention.heads * attention.value)
-            kv = F.linear(rows[:, : attention.latent], attention.kv_b).unflatten(1, (attention.heads, -1))
-            k, v = kv.split([attention.nope, attention.value], 2)
-            attend_prompt(q, k, v, rows, attention, span, attended)
-        add_product(part, attended, attention.out)
+def _attend(
+    x: Tensor, span: Tensor, context: int, attention: Attention, cache: Tensor, rotary: Tensor, kept: KeysAndValues
+) -> None:
+    """Adds to x [tokens, width], a piece's, attention to the layer's cache, whose rows of the piece are written."""
+    projected = _project(x, attention, attention.projections, rotary, cache, span)
+    q, rows = projected[:, : -attention.row], cache[:context]
+    if is_hopper(x.device) and goes_by_rectangles(len(q), context):
+        attended = attend_by_rectangles(q, *kept.until(context), rows, attention, span)
+    else:
+        attended = x.new_empty(len(q), attention.heads * attention.value)
+        kv = F.linear(rows[:, : attention.latent], attention.kv_b).unflatten(1, (attention.heads, -1))
+        k, v = kv.split([attention.nope, attention.value], 2)
+        attend_prompt(q, k, v, rows, attention, span, attended)
+    add_product(x, attended, attention.out)
 
 
 def _project(

@@ -1,6 +1,6 @@
 """Short prompts: launching their work one by one would take longer than the work, so it is captured in CUDA graphs.
 
-A graph has a fixed number of rows and of cached tokens to attend to; a chunk takes the smallest that it fits.
+A graph has a fixed number of rows and of cached tokens to attend to; a piece takes the smallest that it fits.
 """
 
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ class _Captured:
 
 
 class PromptGraphs:
-    """Runs chunks that are short enough; before `capture`, none is."""
+    """Runs pieces that are short enough; before `capture`, none is."""
 
     def __init__(self, weights: Weights, cache: Tensor, rotary: Tensor) -> None:
         self._model = weights, cache, rotary

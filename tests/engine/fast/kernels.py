@@ -82,3 +82,11 @@ def mlp_weights(
         chosen=chosen,
         factor=2.446,
     )
+
+
+def plain_attention(q: Tensor, k: Tensor, v: Tensor, *, is_causal: bool, scale: float, **_: Any) -> tuple[Tensor, ...]:
+    """What cuDNN's operation gives: the mixed values, and the logarithms of the sums of exp(score)."""
+    scores = q.float() @ k.float().mT * scale
+    if is_causal:
+        scores = scores.where(torch.ones_like(scores, dtype=torch.bool).tril(), float("-inf"))
+    return (scores.softmax(-1) @ v.float()).to(v.dtype), scores.logsumexp(-1, keepdim=True)

@@ -11,26 +11,22 @@ from kimi_vl.engine.fast import chunk_attention
 from kimi_vl.engine.fast.chunk_attention import KeysAndValues, attend_by_rectangles, goes_by_rectangles, planned
 from kimi_vl.engine.fast.kernels.prompt_attention import attend_prompt
 from kimi_vl.engine.fast.weights import Attention
-from tests.engine.fast.kernels import HALF, TOLERANCE, attention_weights, normal, poison
+from tests.engine.fast.kernels import HALF, TOLERANCE, attention_weights, normal, plain_attention, poison
 
 CHUNK, QUERIES = 16, 4
 asked: set[tuple[int, int, bool]] = set()  # shapes that cuDNN would have planned for: queries, keys, is_causal
 
 
-def plain_attention(q: Tensor, k: Tensor, v: Tensor, *, is_causal: bool, scale: float, **_: Any) -> tuple[Tensor, ...]:
-    """What cuDNN's operation gives: the mixed values, and the logarithms of the sums of exp(score)."""
-    asked.add((q.shape[2], k.shape[2], is_causal))
-    scores = q.float() @ k.float().mT * scale
-    if is_causal:
-        scores = scores.where(torch.ones_like(scores, dtype=torch.bool).tril(), float("-inf"))
-    return (scores.softmax(-1) @ v.float()).to(v.dtype), scores.logsumexp(-1, keepdim=True)
+def note_and_attend(q: Tensor, k: Tensor, v: Tensor, **given: Any) -> tuple[Tensor, ...]:
+    asked.add((q.shape[2], k.shape[2], given["is_causal"]))
+    return plain_attention(q, k, v, **given)
 
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for name, size in {"CHUNK": CHUNK, "OPENING": 2 * CHUNK, "QUERIES": QUERIES}.items():
         monkeypatch.setattr(chunk_attention, name, size)
-    monkeypatch.setattr(torch.ops.aten, "_scaled_dot_product_cudnn_attention", plain_attention)
+    monkeypatch.setattr(torch.ops.aten, "_scaled_dot_product_cudnn_attention", note_and_attend)
     asked.clear()
     yield
 
@@ -72,6 +68,24 @@ def test_every_shape_is_planned() -> None:
             if goes_by_rectangles(tokens, context):
                 attend(context - tokens, tokens, weights)
     assert asked == at_the_start
+
+
+def test_how_rows_are_expanded_depends_on_the_end_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = attention_weights(3, HALF)
+    rows = normal(50, weights.row, dtype=HALF)
+    blocks: list[int] = []  # the rows of each product
+    bmm = torch.bmm
+
+    def note_and_multiply(latents: Tensor, weight: Tensor, **given: Tensor) -> Tensor:
+        blocks.append(latents.shape[1])
+        return bmm(latents, weight, **given)
+
+    monkeypatch.setattr(torch, "bmm", note_and_multiply)
+    kept = KeysAndValues(rows, weights)
+    kept.until(21)
+    kept.until(40)
+    KeysAndValues(rows, weights).until(40)
+    assert blocks == [16, 5, 16, 8, 16, 16, 8]
 
 
 def test_keys_and_values_are_of_rows_that_come_piece_by_piece() -> None:

@@ -18,10 +18,10 @@ from transformers import (
 )
 
 from kimi_vl.engine.base import ModelInputs, Patches, SamplingParams
-from kimi_vl.engine.fast.engine import FastEngine
+from kimi_vl.engine.fast.chunk_attention import KeysAndValues
+from kimi_vl.engine.fast.engine import FastEngine, _paced
 from kimi_vl.engine.fast.loading import load_network
 from kimi_vl.engine.fast.network import Network
-from kimi_vl.engine.fast.prefill import _attend as attend
 from kimi_vl.engine.fast.prefill import prefill
 from kimi_vl.engine.reference import ReferenceEngine
 from kimi_vl.model.checkpoint import load_model
@@ -271,13 +271,34 @@ def test_a_prompt_opens_with_two_chunks_at_once_and_may_go_on(
     assert engine.cached_tokens == length
 
 
+@pytest.mark.parametrize(("fused", "last"), [(False, [[50, 58, 66], [66, 74]]), (True, [[50, 58, 66, 74]])])
 def test_pieces_that_have_a_graph_go_alone_and_the_others_together(
-    engine: FastEngine, monkeypatch: pytest.MonkeyPatch
+    fused: bool, last: list[list[int]], engine: FastEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("kimi_vl.engine.fast.engine.OPENING", 16)
+    monkeypatch.setattr("kimi_vl.engine.fast.engine.is_fused", lambda matrix, device: fused)
     monkeypatch.setattr(engine._graphs, "fits", lambda length, end: length <= 3)
-    groups = list(engine._together(5, [21, 29, 31, 39, 45, 48, 50, 58, 66, 74]))
-    assert groups == [[5, 21], [21, 29], [29, 31], [31, 39, 45], [45, 48], [48, 50], [50, 58, 66], [66, 74]]
+    groups = list(engine._together(5, [21, 24, 32, 34, 42, 48, 50, 58, 66, 74]))
+    assert groups == [[5, 21], [21, 24], [24, 32], [32, 34], [34, 42, 48], [48, 50], *last]
+
+
+def test_a_long_prompts_host_stays_two_layers_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+
+    class Event:
+        def __init__(self, **_: bool) -> None:
+            self.number = len([step for step in done if step.startswith("began")])
+
+        def record(self) -> None:
+            done.append(f"began {self.number}")
+
+        def synchronize(self) -> None:
+            done.append(f"reached {self.number}")
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    asked = _paced(torch.device("cuda"), iter([False, False, False, True]).__next__)
+    assert [asked() for _ in range(4)] == [False, False, False, True]
+    assert done == ["began 0", "began 1", "began 2", "reached 0", "began 3", "reached 1"]
 
 
 @pytest.mark.parametrize(
@@ -343,16 +364,16 @@ def test_a_stop_or_a_deadline_ends_a_prompt_after_a_layer(
         patch.setattr("kimi_vl.engine.fast.engine.CHUNK", 8)
         generation = engine.generate(FIRST, NO_STOP)
 
-        def stop_in_the_second(*given: Any) -> None:
+        def stop_in_the_second(*given: Any) -> KeysAndValues:
             nonlocal layers
             layers += 1
             if layers == 2 and reason == "stopped":
                 generation.stop()
             elif layers == 2:
                 generation._deadline = time.monotonic()
-            attend(*given)
+            return KeysAndValues(*given)
 
-        patch.setattr("kimi_vl.engine.fast.prefill._attend", stop_in_the_second)
+        patch.setattr("kimi_vl.engine.fast.prefill.KeysAndValues", stop_in_the_second)  # of which each layer has one
         assert list(generation) == []
         assert generation.finish_reason == reason
     assert layers == 2 < len(engine.weights.layers) - 1

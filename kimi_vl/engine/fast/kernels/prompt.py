@@ -1,8 +1,8 @@
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
 """The small steps between the matrix products of a prompt, each one pass over its tensors instead of several.
 
-Where a chunk stands is read on the GPU from `span` [2] int32: the position of its first token, and how many tokens it
-has. Its tensors may have more rows, so that one captured graph serves chunks of many lengths; what these hold is of no
+Where a piece stands is read on the GPU from `span` [2] int32: the position of its first token, and how many tokens it
+has. Its tensors may have more rows, so that one captured graph serves pieces of many lengths; what these hold is of no
 account, and what is written there means nothing.
 """
 
@@ -86,15 +86,15 @@ def _launch_rotate(projected: Tensor, attention: Attention, rotary: Tensor, cach
 
 
 def rotate_reference(projected: Tensor, attention: Attention, rotary: Tensor, cache: Tensor, span: Tensor) -> None:
-    """Rotates the queries of a chunk in place and writes its rows of the cache.
+    """Rotates the queries of a piece in place and writes its rows of the cache.
 
     Args:
         projected: [tokens, heads * (nope + rope) + latent + rope], q_proj and kv_a_proj of the tokens; the rotary
             dimensions of the queries, adjacent pairs, become halves. There may be no queries: [tokens, latent + rope].
         attention: the layer's weights.
         rotary: [context, rope] float32, cosines then sines of each position.
-        cache: [context, latent + rope], the layer's; rows of the chunk are written.
-        span: of the chunk.
+        cache: [context, latent + rope], the layer's; rows of the piece are written.
+        span: of the piece.
     """
     start, length = span.tolist()
     projected, angles = projected[:length], rotary[start : start + length]
@@ -179,7 +179,7 @@ def mix_reference(x: Tensor, shared: Tensor, outputs: Tensor, places: Tensor, we
         outputs: [tokens * chosen, width], of the chosen experts, in any order.
         places: [tokens, chosen] int32, the row of outputs of each of a token's experts.
         weights: [tokens, chosen] float32.
-        span: of the chunk.
+        span: of the piece.
     """
     length = int(span[1])
     x, shared, places, weights = x[:length], shared[:length], places[:length], weights[:length]

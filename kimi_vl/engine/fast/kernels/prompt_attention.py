@@ -1,8 +1,8 @@
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
-"""Causal attention of a chunk of a prompt to itself and to all before it, without a mask or a score in memory.
+"""Causal attention of a piece of a prompt to itself and to all before it, without a mask or a score in memory.
 
 Flash attention (Dao, arXiv 2307.08691) for heads whose key has two parts: 128 dimensions of its own, and 64 rotated
-ones that all heads share and that are read straight from the latent cache. Where a chunk has too few tokens to occupy
+ones that all heads share and that are read straight from the latent cache. Where a piece has too few tokens to occupy
 the GPU, the context is split into parts that are attended to at the same time.
 """
 
@@ -177,17 +177,17 @@ def _launch_attend_parts(
 def attend_parts_reference(
     q: Tensor, k: Tensor, v: Tensor, cache: Tensor, attention: Attention, span: Tensor, parts: Tensor, sums: Tensor
 ) -> None:
-    """Attention of a chunk's tokens to each part of the context up to themselves, to be joined by `join`.
+    """Attention of a piece's tokens to each part of the context up to themselves, to be joined by `join`.
 
     Every ROWS tokens have parts of their own, since they see as much of the context as the last of them does.
 
     Args:
         q: [tokens, heads * (nope + rope)], rotated; rows may be further apart than they are long.
-        k: [context, heads, nope or more], kv_b_proj of the cached latents, at least to the end of the chunk.
+        k: [context, heads, nope or more], kv_b_proj of the cached latents, at least to the end of the piece.
         v: [context, heads, value], the other part of the same.
         cache: [context, latent + rope], the layer's, for its rotated keys.
         attention: the layer's weights.
-        span: of the chunk, see kernels/prompt.py.
+        span: of the piece, see kernels/prompt.py.
         parts: [parts, tokens, heads, value], written: the mean of a part's values, or 0 where a token sees none of it.
         sums: [parts, heads, tokens] float32, written: the logarithm of a part's sum of exp(score).
     """
@@ -216,7 +216,7 @@ attend_parts = Operation(_launch_attend_parts, attend_parts_reference)
 def attend_prompt(
     q: Tensor, k: Tensor, v: Tensor, cache: Tensor, attention: Attention, span: Tensor, out: Tensor
 ) -> None:
-    """Attention of a chunk's tokens to all of the context up to themselves, into out [tokens, heads * value].
+    """Attention of a piece's tokens to all of the context up to themselves, into out [tokens, heads * value].
 
     For the other arguments see attend_parts_reference.
     """

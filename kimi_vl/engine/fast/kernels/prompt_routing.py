@@ -97,7 +97,7 @@ def choose_reference(hidden: Tensor, mlp: Mlp, experts: Tensor, weights: Tensor,
         experts: [tokens, chosen] int32, written.
         weights: [tokens, chosen] float32, written.
         counts: [blocks of TOKENS tokens, experts] int32, written: how many of a block's tokens chose each expert.
-        span: of the chunk.
+        span: of the piece.
     """
     length = int(span[1])
     scores = F.linear(hidden[:length].float(), mlp.router.float()).sigmoid()
@@ -186,7 +186,7 @@ def arrange_reference(
         sources: [tokens * chosen] int32, written: the token of each row.
         places: [tokens, chosen] int32, written: the row for each of a token's experts.
         ends: [experts] int32, written: where each expert's rows end.
-        span: of the chunk.
+        span: of the piece.
     """
     length, chosen = int(span[1]), experts.shape[1]
     order = experts[:length].flatten().sort(stable=True).indices

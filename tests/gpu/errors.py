@@ -36,7 +36,7 @@ def fast_error(
     with torch.inference_mode(), monkeypatch.context() as patch:
         patch.setattr("kimi_vl.engine.fast.prefill.choose", note)
         # graphs would not say what they choose; of the class, since an undone patch of an object makes a cycle of it
-        patch.setattr(PromptGraphs, "fits", lambda graphs, length, end: False)
+        patch.setattr(PromptGraphs, "run", lambda graphs, x, start: None)
         length = ids.shape[1]
         if length > decoded:
             engine._seen = None

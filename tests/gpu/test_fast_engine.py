@@ -12,12 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kimi_vl.engine.base import ModelInputs, Patches, Picture, SamplingParams
-from kimi_vl.engine.fast.chunk_attention import (
-    CHUNK,
-    OPENING,
-    KeysAndValues,
-    attend_by_rectangles,
-)
+from kimi_vl.engine.fast.chunk_attention import CHUNK, OPENING, KeysAndValues, attend_by_rectangles
 from kimi_vl.engine.fast.engine import FastEngine
 from kimi_vl.engine.fast.kernels.operation import is_hopper
 from kimi_vl.engine.fast.kernels.prompt_attention import attend_prompt
@@ -125,10 +120,9 @@ def test_attention_by_rectangles_is_that_of_any_prompt(full_engine: FastEngine, 
     weights = full_engine.weights.layers[0][0]
     q = torch.randn(tokens, weights.heads * (weights.nope + weights.rope), dtype=torch.bfloat16, device=CUDA)
     rows = torch.randn(past + tokens, weights.row, dtype=torch.bfloat16, device=CUDA)
-    expected = q.new_empty(tokens, weights.heads * weights.value)
     span = torch.tensor([past, tokens], dtype=torch.int32, device=CUDA)
     kv = F.linear(rows[:, : weights.latent], weights.kv_b).unflatten(1, (weights.heads, -1))
-    attend_prompt(q, *kv.split([weights.nope, weights.value], 2), rows, weights, span, expected)
+    expected = attend_prompt(q, *kv.split([weights.nope, weights.value], 2), rows, weights, span)
     k, v = KeysAndValues(rows, weights).until(past + tokens)
     assert relative_error(attend_by_rectangles(q, k, v, rows, weights, span), expected.float()) < 1e-2
 
@@ -169,6 +163,7 @@ def test_a_prompt_from_a_graph_is_the_same_launched_kernel_by_kernel(
         engine.cache[:, rows] = float("nan")
         engine._graphs._x.fill_(padding)
         hidden = engine._graphs.run(x, start)
+        assert hidden is not None
         results.append((hidden.clone(), engine.cache[:, rows].clone()))
     engine.cache[:, rows] = float("nan")
     padded = torch.zeros(captured.length, x.shape[1], dtype=x.dtype, device=CUDA)

@@ -9,7 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from kimi_vl.engine.fast.kernels.join import join
+from kimi_vl.engine.fast.kernels.join import empty_parts, joined
 from kimi_vl.engine.fast.kernels.prompt_attention import attend_parts
 from kimi_vl.engine.fast.weights import Attention
 
@@ -90,8 +90,7 @@ def attend_by_rectangles(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, attentio
     is_square = tokens % CHUNK == 0 and past == whole
     if is_square and not past:
         return _attend(q, k, v, attention, causal=True)[0].flatten(1)
-    parts = q.new_empty(2, tokens, attention.heads, attention.value)
-    sums = torch.empty(2, attention.heads, tokens, device=q.device)
+    parts, sums = empty_parts(q, 2, tokens, attention.heads, attention.value)
     for first in range(0, tokens, QUERIES):
         block = slice(min(first, tokens - QUERIES), first + QUERIES)  # the last one overlaps with the one before
         parts[0][block], sums[0][:, block] = _attend(q[block], k[:whole], v[:whole], attention, causal=False)
@@ -101,9 +100,7 @@ def attend_by_rectangles(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, attentio
         rest = span.clone()
         rest[0] -= whole
         attend_parts(q, k[whole:], v[whole:], rows[whole:], attention, rest, parts[1:], sums[1:])
-    out = parts[0].flatten(1)
-    join(parts, sums, out)  # which reads all parts of a token before it writes
-    return out
+    return joined(parts, sums)
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, attention: Attention, causal: bool) -> tuple[Tensor, Tensor]:

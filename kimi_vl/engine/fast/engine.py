@@ -10,13 +10,7 @@ import torch
 from torch import Tensor
 
 from kimi_vl.engine.base import Engine, Generation, ModelInputs, Stopwatch, to_device
-from kimi_vl.engine.fast.chunk_attention import (
-    CHUNK,
-    OPENING,
-    KeysAndValues,
-    attend_by_rectangles,
-    planned,
-)
+from kimi_vl.engine.fast.chunk_attention import CHUNK, OPENING, KeysAndValues, attend_by_rectangles, planned
 from kimi_vl.engine.fast.decode import AHEAD, Decoder
 from kimi_vl.engine.fast.kernels.gated_product import is_fused
 from kimi_vl.engine.fast.kernels.operation import compile_ahead, is_hopper, without_launches
@@ -151,8 +145,8 @@ class FastEngine(Engine):
 
     def _prefill(self, x: Tensor, start: int, ends: Sequence[int], stopped: Callable[[], bool] = lambda: False) -> None:
         """Takes tokens x [tokens, width] from a position on through the model, in pieces that end at some others."""
-        if self._graphs.fits(len(x), ends[-1]):
-            found = [self._graphs.run(x, start)]
+        if (hidden := self._graphs.run(x, start)) is not None:
+            found = [hidden]
         else:
             pieces = [
                 Piece(slice(first - start, end - start), span_on(x.device, first, end - first), end)

@@ -8,13 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kimi_vl.engine.base import to_device
-from kimi_vl.engine.fast.chunk_attention import (
-    CHUNK,
-    OPENING,
-    KeysAndValues,
-    attend_by_rectangles,
-    goes_by_rectangles,
-)
+from kimi_vl.engine.fast.chunk_attention import CHUNK, OPENING, KeysAndValues, attend_by_rectangles, goes_by_rectangles
 from kimi_vl.engine.fast.kernels.gated_product import is_fused, multiply_gated
 from kimi_vl.engine.fast.kernels.operation import is_hopper
 from kimi_vl.engine.fast.kernels.product import add_product, multiply
@@ -64,8 +58,8 @@ def prefill(
             return []
         kept = KeysAndValues(layer_cache[: pieces[-1].context], attention)
         for piece in pieces:
-            _attend(x[piece.rows], piece.span, piece.context, attention, layer_cache, rotary, kept)
-        del kept
+            _attend(x[piece.rows], piece, attention, layer_cache, rotary, kept)
+        del kept  # its memory is for the experts
         for rows, span in shares:
             _transform(x[rows], mlp, span)
     for piece in pieces:
@@ -101,19 +95,16 @@ def span_on(device: torch.device, first: int, tokens: int) -> Tensor:
     return to_device(torch.tensor([first, tokens], dtype=torch.int32), device)
 
 
-def _attend(
-    x: Tensor, span: Tensor, context: int, attention: Attention, cache: Tensor, rotary: Tensor, kept: KeysAndValues
-) -> None:
-    """Adds to x [tokens, width], a piece's, attention to the layer's cache, whose rows of the piece are written."""
-    projected = _project(x, attention, attention.projections, rotary, cache, span)
-    q, rows = projected[:, : -attention.row], cache[:context]
-    if is_hopper(x.device) and goes_by_rectangles(len(q), context):
-        attended = attend_by_rectangles(q, *kept.until(context), rows, attention, span)
+def _attend(x: Tensor, piece: Piece, attention: Attention, cache: Tensor, rotary: Tensor, kept: KeysAndValues) -> None:
+    """Adds to x [tokens, width], the piece's, attention to the layer's cache, whose rows of the piece are written."""
+    projected = _project(x, attention, attention.projections, rotary, cache, piece.span)
+    q, rows = projected[:, : -attention.row], cache[: piece.context]
+    if is_hopper(x.device) and goes_by_rectangles(len(q), piece.context):
+        attended = attend_by_rectangles(q, *kept.until(piece.context), rows, attention, piece.span)
     else:
-        attended = x.new_empty(len(q), attention.heads * attention.value)
         kv = F.linear(rows[:, : attention.latent], attention.kv_b).unflatten(1, (attention.heads, -1))
         k, v = kv.split([attention.nope, attention.value], 2)
-        attend_prompt(q, k, v, rows, attention, span, attended)
+        attended = attend_prompt(q, k, v, rows, attention, piece.span)
     add_product(x, attended, attention.out)
 
 

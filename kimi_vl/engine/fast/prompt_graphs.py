@@ -53,10 +53,11 @@ class PromptGraphs:
         """Whether `run` takes so many tokens that end there."""
         return self._smallest(length, end) is not None
 
-    def run(self, x: Tensor, start: int) -> Tensor:
-        """What prefill does and returns for one piece x [tokens, width] at a position, which fits."""
+    def run(self, x: Tensor, start: int) -> Tensor | None:
+        """What prefill does and returns for one piece x [tokens, width] at a position; None if it fits no graph."""
         captured = self._smallest(len(x), start + len(x))
-        assert captured
+        if captured is None:
+            return None
         self._x[: len(x)] = x
         self._span.copy_(span_on(x.device, start, len(x)))
         captured.graph.replay()

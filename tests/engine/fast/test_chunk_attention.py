@@ -1,6 +1,5 @@
 """Attention by rectangles, small ones and with cuDNN stood in for, against attention in one piece."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -23,12 +22,11 @@ def note_and_attend(q: Tensor, k: Tensor, v: Tensor, **given: Any) -> tuple[Tens
 
 
 @pytest.fixture(autouse=True)
-def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, size in {"CHUNK": CHUNK, "OPENING": 2 * CHUNK, "QUERIES": QUERIES}.items():
         monkeypatch.setattr(chunk_attention, name, size)
     monkeypatch.setattr(torch.ops.aten, "_scaled_dot_product_cudnn_attention", note_and_attend)
     asked.clear()
-    yield
 
 
 def attend(past: int, tokens: int, weights: Attention) -> tuple[Tensor, Tensor]:
@@ -36,10 +34,9 @@ def attend(past: int, tokens: int, weights: Attention) -> tuple[Tensor, Tensor]:
     context = past + tokens
     q = normal(tokens, 3 * (weights.nope + weights.rope) + 8, dtype=HALF)[:, :-8]
     rows = normal(context, weights.row, dtype=HALF)
-    expected = poison(tokens, 3 * weights.value, dtype=HALF)
     span = torch.tensor([past, tokens], dtype=torch.int32, device=q.device)
     kv = (rows[:, : weights.latent] @ weights.kv_b.T).view(context, 3, -1)
-    attend_prompt(q, *kv.split([weights.nope, weights.value], 2), rows, weights, span, expected)
+    expected = attend_prompt(q, *kv.split([weights.nope, weights.value], 2), rows, weights, span)
     return attend_by_rectangles(q, *KeysAndValues(rows, weights).until(context), rows, weights, span), expected
 
 

@@ -99,8 +99,7 @@ def test_attend_prompt_is_plain_attention(past: int, tokens: int, dtype: torch.d
     q, kv = normal(tokens, 3 * 48, dtype=dtype), normal(context, len(weights.kv_b), dtype=dtype)
     k_nope, v = kv.view(context, 3, -1).split([weights.nope, weights.value], 2)
     cache = normal(context, weights.row, dtype=dtype)
-    out = poison(tokens, 3 * weights.value, dtype=dtype)
-    attend_prompt(q, k_nope, v, cache, weights, span(past, tokens), out)
+    out = attend_prompt(q, k_nope, v, cache, weights, span(past, tokens))
 
     k = torch.cat([k_nope.float(), cache[:, None, weights.latent :].float().expand(-1, 3, -1)], 2)
     seen = torch.ones(tokens, context, dtype=torch.bool, device=DEVICE).tril(past)
@@ -145,6 +144,8 @@ def test_join(parts: int, heads: int, dtype: torch.dtype) -> None:
     out = poison(7, heads * 32, dtype=dtype)
     arguments = normal(parts, 7, heads, 32, dtype=dtype), normal(parts, heads, 7, scale=20), out
     check(join, [out], *arguments, tolerance=TOLERANCE[dtype])
+    in_place = arguments[0][0].flatten(1)  # as `joined` has it
+    check(join, [in_place], *arguments[:2], in_place, tolerance=TOLERANCE[dtype])
 
 
 @DTYPES

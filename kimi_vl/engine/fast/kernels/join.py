@@ -49,8 +49,15 @@ def join_reference(parts: Tensor, sums: Tensor, out: Tensor) -> None:
 join = Operation(_launch_join, join_reference)
 
 
-def empty_parts(out: Tensor, count: int, heads: int) -> tuple[Tensor, Tensor]:
-    """Room for what `join` takes, to make out [tokens, heads * value] of; one part is out itself, and not joined."""
-    whole = out.view(1, len(out), heads, -1)
-    parts = whole if count == 1 else out.new_empty(count, *whole.shape[1:])
-    return parts, torch.empty(count, heads, len(out), device=out.device)
+def empty_parts(like: Tensor, count: int, tokens: int, heads: int, value: int) -> tuple[Tensor, Tensor]:
+    """Room for what `joined` takes, of a tensor's type and on its device."""
+    parts = like.new_empty(count, tokens, heads, value)
+    return parts, torch.empty(count, heads, tokens, device=like.device)
+
+
+def joined(parts: Tensor, sums: Tensor) -> Tensor:
+    """[tokens, heads * value], in place of the first part; for the arguments see join_reference."""
+    out = parts[0].flatten(1)
+    if len(parts) > 1:
+        join(parts, sums, out)  # which reads all parts of a token before it writes
+    return out

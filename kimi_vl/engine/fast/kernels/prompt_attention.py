@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kimi_vl.engine.fast.kernels.join import empty_parts, join
+from kimi_vl.engine.fast.kernels.join import empty_parts, joined
 from kimi_vl.engine.fast.kernels.operation import LOG2_E, Operation, is_hopper, multiprocessors, run_kernel
 from kimi_vl.engine.fast.weights import Attention
 
@@ -213,18 +213,15 @@ def attend_parts_reference(
 attend_parts = Operation(_launch_attend_parts, attend_parts_reference)
 
 
-def attend_prompt(
-    q: Tensor, k: Tensor, v: Tensor, cache: Tensor, attention: Attention, span: Tensor, out: Tensor
-) -> None:
-    """Attention of a piece's tokens to all of the context up to themselves, into out [tokens, heads * value].
+def attend_prompt(q: Tensor, k: Tensor, v: Tensor, cache: Tensor, attention: Attention, span: Tensor) -> Tensor:
+    """Attention of a piece's tokens to all of the context up to themselves: [tokens, heads * value].
 
-    For the other arguments see attend_parts_reference.
+    For the arguments see attend_parts_reference.
     """
     count = best_count(triton.cdiv(len(q), ROWS) * attention.heads, len(k) - len(q) // 2, multiprocessors(q.device))
-    parts, sums = empty_parts(out, count, attention.heads)
+    parts, sums = empty_parts(q, count, len(q), attention.heads, attention.value)
     attend_parts(q, k, v, cache, attention, span, parts, sums)
-    if count > 1:
-        join(parts, sums, out)
+    return joined(parts, sums)
 
 
 @lru_cache(maxsize=1)  # all layers ask the same

@@ -9,8 +9,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from kimi_vl.engine.fast.kernels.join import empty_parts, joined
-from kimi_vl.engine.fast.kernels.prompt_attention import attend_parts
+from kimi_vl.engine.fast.kernels.join import join
+from kimi_vl.engine.fast.kernels.prompt_attention import attend_parts, attend_prompt, empty_parts
 from kimi_vl.engine.fast.weights import Attention
 
 CHUNK = 16384  # tokens
@@ -85,22 +85,31 @@ def attend_by_rectangles(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, attentio
         attention: the layer's weights.
         span: of the tokens, see kernels/prompt.py.
     """
-    past, tokens = len(k) - len(q), len(q)
-    whole = past // CHUNK * CHUNK
-    is_square = tokens % CHUNK == 0 and past == whole
-    if is_square and not past:
-        return _attend(q, k, v, attention, causal=True)[0].flatten(1)
-    parts, sums = empty_parts(q, 2, tokens, attention.heads, attention.value)
-    for first in range(0, tokens, QUERIES):
-        block = slice(min(first, tokens - QUERIES), first + QUERIES)  # the last one overlaps with the one before
-        parts[0][block], sums[0][:, block] = _attend(q[block], k[:whole], v[:whole], attention, causal=False)
-    if is_square:
-        parts[1], sums[1] = _attend(q, k[whole:], v[whole:], attention, causal=True)
+    past, few = len(k) - len(q), len(q) % QUERIES
+    many, whole = len(q) - few, past // CHUNK * CHUNK
+    if len(q) % CHUNK == 0 and past == whole:
+        mixed, sums = _attend(q, k[whole:], v[whole:], attention, causal=True)
     else:
-        rest = span.clone()
-        rest[0] -= whole
-        attend_parts(q, k[whole:], v[whole:], rows[whole:], attention, rest, parts[1:], sums[1:])
-    return joined(parts, sums)
+        parts, logarithms = empty_parts(q[:many], 1, attention)
+        inner = _moved(span, -whole, few)
+        attend_parts(q[:many], k[whole:], v[whole:], rows[whole:], attention, inner, parts, logarithms)
+        mixed, sums = parts[0], logarithms[0]
+    for first in range(0, many if whole else 0, QUERIES):
+        block = slice(first, first + QUERIES)
+        before, before_sums = _attend(q[block], k[:whole], v[:whole], attention, causal=False)
+        join(mixed[block], sums[:, block], before[None], before_sums[None])
+    if not few:
+        return mixed.flatten(1)
+    # a rectangle that is not full would take as long as a full one
+    return torch.cat([mixed.flatten(1), attend_prompt(q[many:], k, v, rows, attention, _moved(span, many, many))])
+
+
+def _moved(span: Tensor, by: int, fewer: int) -> Tensor:
+    """A span that begins later or, in a shorter context, earlier, and has fewer tokens."""
+    moved = span.clone()
+    moved[0] += by
+    moved[1] -= fewer
+    return moved
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, attention: Attention, causal: bool) -> tuple[Tensor, Tensor]:
@@ -113,4 +122,4 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, attention: Attention, causal: bool)
         is_causal=causal,
         scale=attention.scale,
     )
-    return mixed[0].transpose(0, 1), logarithms[0, ..., 0]
+    return mixed[0].transpose(0, 1).contiguous(), logarithms[0, ..., 0].contiguous()  # as they lie in memory

@@ -190,7 +190,7 @@ def launch_others() -> None:
     prompt_routing.choose.launch(tokens, other, chosen, floats(64, 6), counts, span)
     prompt_routing.arrange.launch(chosen, counts, integers(384), chosen, integers(64), span)
     prompt.mix.launch(tokens, tokens, of(384, 2048), chosen, floats(64, 6), span)
-    join.join.launch(of(3, 64, 16, 128), floats(3, 16, 64), of(64, 2048))
+    join.join.launch(of(64, 16, 128), floats(16, 64), of(2, 64, 16, 128), floats(2, 16, 64))
 
     norm = LayerNorm(1152, dtype=torch.bfloat16)
     for delta in (of(64, 1152), floats(64, 1152)):

@@ -9,55 +9,66 @@ from torch import Tensor
 from kimi_vl.engine.fast.kernels.operation import Operation, run_kernel
 
 
-@triton.jit(do_not_specialize=["PARTS", "TOKENS"])
-def _join_kernel(parts, sums, out, PARTS, TOKENS, HEADS: tl.constexpr, HEADS_BLOCK: tl.constexpr, VALUE: tl.constexpr):
+@triton.jit(do_not_specialize=["PARTS", "TOKENS", "stride"])
+def _join_kernel(
+    mixed,
+    mixed_sums,
+    parts,
+    sums,
+    PARTS,
+    TOKENS,
+    stride,
+    HEADS: tl.constexpr,
+    HEADS_BLOCK: tl.constexpr,
+    VALUE: tl.constexpr,
+):
     token = tl.program_id(0).to(tl.int64)
     heads, values = tl.arange(0, HEADS_BLOCK), tl.arange(0, VALUE)
     inside = heads < HEADS
-    largest = tl.full([HEADS_BLOCK], float("-inf"), tl.float32)
+    first = tl.load(mixed_sums + heads * stride + token, mask=inside, other=0.0)
+    largest = first
     for part in range(PARTS):
         largest = tl.maximum(largest, tl.load(sums + (part * HEADS + heads) * TOKENS + token, mask=inside, other=0.0))
-    total = tl.zeros([HEADS_BLOCK], tl.float32)
-    weighted = tl.zeros([HEADS_BLOCK, VALUE], tl.float32)
+    total = tl.exp(first - largest)
     places = (token * HEADS + heads)[:, None] * VALUE + values[None, :]
+    weighted = total[:, None] * tl.load(mixed + places, mask=inside[:, None], other=0.0).to(tl.float32)
     for part in range(PARTS):
         share = tl.exp(tl.load(sums + (part * HEADS + heads) * TOKENS + token, mask=inside, other=0.0) - largest)
         rows = parts + part * TOKENS.to(tl.int64) * HEADS * VALUE + places
         weighted += share[:, None] * tl.load(rows, mask=inside[:, None], other=0.0).to(tl.float32)
         total += share
-    tl.store(out + places, (weighted / total[:, None]).to(out.dtype.element_ty), mask=inside[:, None])
+    tl.store(mixed + places, (weighted / total[:, None]).to(mixed.dtype.element_ty), mask=inside[:, None])
 
 
-def _launch_join(parts: Tensor, sums: Tensor, out: Tensor) -> None:
+def _launch_join(mixed: Tensor, mixed_sums: Tensor, parts: Tensor, sums: Tensor) -> None:
     count, tokens, heads, value = parts.shape
-    block = triton.next_power_of_2(heads)
-    run_kernel(_join_kernel, (tokens,), parts, sums, out, count, tokens, HEADS=heads, HEADS_BLOCK=block, VALUE=value)
+    run_kernel(
+        _join_kernel,
+        (tokens,),
+        mixed,
+        mixed_sums,
+        parts,
+        sums,
+        count,
+        tokens,
+        mixed_sums.stride(0),
+        HEADS=heads,
+        HEADS_BLOCK=triton.next_power_of_2(heads),
+        VALUE=value,
+    )
 
 
-def join_reference(parts: Tensor, sums: Tensor, out: Tensor) -> None:
-    """Weighs each part by its share of the sum of exp(score).
+def join_reference(mixed: Tensor, mixed_sums: Tensor, parts: Tensor, sums: Tensor) -> None:
+    """Weighs attention to each part of the context by its share of the sum of exp(score).
 
     Args:
-        parts: [parts, tokens, heads, value], attention to each part of the context.
-        sums: [parts, heads, tokens] float32, the logarithm of each part's sum of exp(score).
-        out: [tokens, heads * value], written.
+        mixed: [tokens, heads, value], contiguous, attention to one part; becomes attention to all of them.
+        mixed_sums: [heads, tokens] float32, the logarithm of that part's sum of exp(score); heads may be further apart.
+        parts: [parts, tokens, heads, value], contiguous, attention to each of the others.
+        sums: [parts, heads, tokens] float32, contiguous, their logarithms.
     """
-    shares = torch.softmax(sums, 0).transpose(1, 2)[..., None]
-    out.copy_((parts.float() * shares).sum(0).flatten(1))
+    shares = torch.softmax(torch.cat([mixed_sums[None], sums]), 0).transpose(1, 2)[..., None]
+    mixed.copy_((torch.cat([mixed[None], parts]).float() * shares).sum(0))
 
 
 join = Operation(_launch_join, join_reference)
-
-
-def empty_parts(like: Tensor, count: int, tokens: int, heads: int, value: int) -> tuple[Tensor, Tensor]:
-    """Room for what `joined` takes, of a tensor's type and on its device."""
-    parts = like.new_empty(count, tokens, heads, value)
-    return parts, torch.empty(count, heads, tokens, device=like.device)
-
-
-def joined(parts: Tensor, sums: Tensor) -> Tensor:
-    """[tokens, heads * value], in place of the first part; for the arguments see join_reference."""
-    out = parts[0].flatten(1)
-    if len(parts) > 1:
-        join(parts, sums, out)  # which reads all parts of a token before it writes
-    return out

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kimi_vl.engine.fast.kernels.join import empty_parts, joined
+from kimi_vl.engine.fast.kernels.join import join
 from kimi_vl.engine.fast.kernels.operation import LOG2_E, Operation, is_hopper, multiprocessors, run_kernel
 from kimi_vl.engine.fast.weights import Attention
 
@@ -219,9 +219,17 @@ def attend_prompt(q: Tensor, k: Tensor, v: Tensor, cache: Tensor, attention: Att
     For the arguments see attend_parts_reference.
     """
     count = best_count(triton.cdiv(len(q), ROWS) * attention.heads, len(k) - len(q) // 2, multiprocessors(q.device))
-    parts, sums = empty_parts(q, count, len(q), attention.heads, attention.value)
+    parts, sums = empty_parts(q, count, attention)
     attend_parts(q, k, v, cache, attention, span, parts, sums)
-    return joined(parts, sums)
+    if count > 1:
+        join(parts[0], sums[0], parts[1:], sums[1:])
+    return parts[0].flatten(1)
+
+
+def empty_parts(q: Tensor, count: int, attention: Attention) -> tuple[Tensor, Tensor]:
+    """Room for parts [count, tokens, heads, value], and the logarithms of their sums [count, heads, tokens] float32."""
+    parts = q.new_empty(count, len(q), attention.heads, attention.value)
+    return parts, torch.empty(count, attention.heads, len(q), device=q.device)
 
 
 @lru_cache(maxsize=1)  # all layers ask the same

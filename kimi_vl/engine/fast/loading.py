@@ -60,7 +60,7 @@ def _allocate(config: KimiVLConfig, device: torch.device, dtype: torch.dtype, qu
     scheme = scheme_that_fits(quantization, Network.of(model), free)
     if device.type == "cuda" and scheme.experts < 16:
         # on a small GPU what lies unused between tensors would be 0.7 GB; on a large one this costs 0.4 s of the start
-        torch.cuda.memory._set_allocator_settings("expandable_segments:True")
+        torch._C._accelerator_setAllocatorSettings("expandable_segments:True")
     tower = model.model.vision_tower.to_empty(device=device)
     model.model.mm_projector.to_empty(device=device)
     positions = tower.patch_embed.pos_emb

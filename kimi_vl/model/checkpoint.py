@@ -64,7 +64,7 @@ def checked_config(folder: Path) -> KimiVLConfig:
     return KimiVLConfig(
         text_config={
             **{key: text[key] for key in TEXT_SIZES},
-            **{key: float(text[key]) for key in TEXT_NUMBERS if key in text},
+            **{key: float(text[key]) for key in TEXT_NUMBERS},
             **TEXT_FIXED,
             "num_key_value_heads": text["num_attention_heads"],
         },

@@ -49,6 +49,9 @@ VISION_SIZES = {
 TEXT_NUMBERS = {"rope_theta": (1, 1e9), "rms_norm_eps": (0, 1), "routed_scaling_factor": (0, 1000)}
 PICTURE_SIZES = {"in_token_limit": (4, 2**20), "patch_size": (1, 256)}
 
+# The ids that follow the vocabulary's, and the place of <|media_pad|> among them.
+CONTROL_TOKENS, MEDIA_PAD = 256, 21
+
 # Of all that DeepSeek-V3 can be, what Kimi-VL is.
 TEXT_FIXED = {
     "q_lora_rank": None,
@@ -115,7 +118,7 @@ def inspect_folder(folder: Path) -> list[StoredTensor]:
     config = read_config(folder)
     _check_preprocessor(folder / PREPROCESSOR, config["vision_config"])
     if (folder / VOCABULARY).is_file():
-        _check_vocabulary(folder / VOCABULARY, config["text_config"]["vocab_size"])
+        _check_vocabulary(folder / VOCABULARY, config)
     expected = expected_shapes(config)
     index = read_index(folder) if (folder / INDEX).is_file() else {}
     found: dict[str, StoredTensor] = {}
@@ -165,9 +168,11 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not isinstance(merge, list) or len(merge) != 2 or not all(_is_whole(n) and 1 <= n <= 16 for n in merge):
         raise refusal(path, f"has vision_config.merge_kernel_size {merge!r}, which must be two whole numbers up to 16")
     for key, (lowest, highest) in TEXT_NUMBERS.items():
-        value = text.get(key, lowest)
-        if not _is_number(value) or not lowest <= value <= highest:
-            raise refusal(path, f"has text_config.{key} {value!r}, which must be a number from {lowest} to {highest:g}")
+        value = text.get(key)
+        if value is None or not _is_number(value) or not lowest <= value <= highest:
+            raise refusal(
+                path, f"has text_config.{key} {value!r}, which must be a number from {lowest} to {highest:,.0f}"
+            )
     fixed = {**TEXT_FIXED, "num_key_value_heads": text["num_attention_heads"]}
     for key, value in fixed.items():
         if text.get(key, value) != value:
@@ -302,8 +307,8 @@ def _tensors(path: Path) -> dict[str, StoredTensor]:
     return {tensor.name: tensor for tensor in tensors}
 
 
-def _check_vocabulary(path: Path, size: int) -> None:
-    """Whether each line is the base64 of a token and its rank, in order, and not more than there are embeddings."""
+def _check_vocabulary(path: Path, config: Mapping[str, Any]) -> None:
+    """Whether each line is the base64 of a token and its rank, in order, and the weights are for just these tokens."""
     data = _read(path)
     ranks: dict[bytes, int] = {}
     try:
@@ -312,8 +317,16 @@ def _check_vocabulary(path: Path, size: int) -> None:
             ranks[a2b_base64(token, strict_mode=True)] = int(rank)
     except ValueError:
         raise refusal(path, f"is damaged after {len(ranks):,} tokens; copy or fetch it again") from None
-    if not 0 < len(ranks) <= size or list(ranks.values()) != list(range(len(ranks))):
-        raise refusal(path, f"must give each token its own rank from 0 on, fewer than {size:,}; copy or fetch it again")
+    if list(ranks.values()) != list(range(len(ranks))):
+        raise refusal(path, "must give each token its own rank from 0 on; copy or fetch it again")
+    size, media = config["text_config"]["vocab_size"], config["media_placeholder_token_id"]
+    if (len(ranks) + CONTROL_TOKENS, len(ranks) + MEDIA_PAD) != (size, media):
+        raise refusal(
+            path,
+            f"has {len(ranks):,} tokens, which does not go with {CONFIG}: its vocab_size {size:,} must be "
+            f"{CONTROL_TOKENS} more, and its media_placeholder_token_id {media:,} must be {MEDIA_PAD} more; "
+            "copy or fetch both again",
+        )
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -40,6 +40,7 @@ TEXT = {
     "qk_rope_head_dim": 64,
     "v_head_dim": 128,
     "rms_norm_eps": 1e-5,
+    "rope_theta": 800000.0,
     "max_position_embeddings": 131072,
 }
 VISION = {"hidden_size": 1152, "num_attention_heads": 16, "num_hidden_layers": 27, "intermediate_size": 4304}

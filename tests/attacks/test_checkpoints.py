@@ -116,7 +116,7 @@ def test_nothing_of_a_folder_is_run(folder: Path, events: list[str], monkeypatch
         ),
         ({"text__num_key_value_heads": 0}, "has text_config.num_key_value_heads 0, and Kimi-VL's is 2"),
         ({"text__num_experts_per_tok": 1000}, "has a text_config.num_experts_per_tok above its n_routed_experts"),
-        ({"text__rope_theta": -5}, "has text_config.rope_theta -5, which must be a number from 1 to 1e+09"),
+        ({"text__rope_theta": -5}, "has text_config.rope_theta -5, which must be a number from 1 to 1,000,000,000"),
         ({"text__rms_norm_eps": "0"}, "has text_config.rms_norm_eps '0', which must be a number from 0 to 1"),
     ],
 )

@@ -122,6 +122,12 @@ def setting(**values: Any) -> Callable[[Path], None]:
     return change
 
 
+def cut_vocabulary(folder: Path) -> None:
+    """Whole lines are lacking at its end."""
+    lines = (folder / "tiktoken.model").read_text().splitlines(keepends=True)
+    (folder / "tiktoken.model").write_text("".join(lines[:-20]))
+
+
 def resave(change: Callable[[dict[str, torch.Tensor]], Any]) -> Callable[[Path], None]:
     """Changes the tensors of model.safetensors."""
 
@@ -176,6 +182,10 @@ def only_bin(folder: Path) -> None:
             setting(text__num_hidden_layers=10**6),
             "config.json has text_config.num_hidden_layers 1000000, which must be a whole number from 1 to 256",
         ),
+        (
+            setting(text__rope_theta=None),
+            "has text_config.rope_theta None, which must be a number from 1 to 1,000,000,000",
+        ),
         (setting(text__hidden_size=0), "text_config.hidden_size 0, which must be a whole number from 1 to 65,536"),
         (setting(text__hidden_size="192"), "text_config.hidden_size '192', which must be a whole number"),
         (setting(vision__patch_size=True), "vision_config.patch_size True, which must be a whole number"),
@@ -189,7 +199,15 @@ def only_bin(folder: Path) -> None:
         (unlink("preprocessor_config.json"), "preprocessor_config.json is missing"),
         (write("preprocessor_config.json", '{"in_token_limit": NaN}'), "preprocessor_config.json holds NaN"),
         (write("preprocessor_config.json", '{"in_token_limit": 0}'), "in_token_limit 0, which must be a whole number"),
-        (write("tiktoken.model", ""), "tiktoken.model must give each token its own rank from 0 on, fewer than 762"),
+        (
+            write("tiktoken.model", ""),
+            "tiktoken.model has 0 tokens, which does not go with config.json: its vocab_size",
+        ),
+        (
+            cut_vocabulary,
+            "tiktoken.model has 486 tokens, which does not go with config.json: its vocab_size 762 must be",
+        ),
+        (setting(media_placeholder_token_id=526), "its media_placeholder_token_id 526 must be 21 more; copy or fetch"),
         (write("tiktoken.model", "YQ== 0\nYg== 2\n"), "tiktoken.model must give each token its own rank from 0 on"),
         (write("tiktoken.model", "YQ== 0\nYQ== 1\n"), "tiktoken.model must give each token its own rank from 0 on"),
         (write("tiktoken.model", "YQ== 0\n<html>\n"), "tiktoken.model is damaged after 1 tokens"),

@@ -18,10 +18,13 @@ def token_bytes(weights: Weights, context: int) -> float:
 
 
 def prompt_operations(model: KimiVLForConditionalGeneration, length: int) -> float:
-    """Floating-point operations of a prompt: two for each weight that a token uses, and causal attention."""
+    """Floating-point operations of a prompt: two for each weight that a token uses, and causal attention.
+
+    Of the last layer only the rows of the cache count, since nothing else in it depends on all tokens.
+    """
     text = model.config.text_config
     head = text.qk_nope_head_dim + text.qk_rope_head_dim + text.v_head_dim
-    attention = text.num_hidden_layers * text.num_attention_heads * head * length * length
+    attention = (text.num_hidden_layers - 1) * text.num_attention_heads * head * length * length
     return 2.0 * _weights_of_a_token(model) * length + attention
 
 
@@ -44,12 +47,12 @@ def picture_operations(model: KimiVLForConditionalGeneration, grids: Sequence[tu
 
 
 def _weights_of_a_token(model: KimiVLForConditionalGeneration) -> int:
-    """Numbers in the decoder's layers that one token uses: of the routed experts, those that are chosen for it."""
+    """Numbers that each token of a prompt uses: of the routed experts, those that are chosen for it."""
     text = model.config.text_config
-    used = 0
-    for name, parameter in model.model.language_model.named_parameters():
-        if ".experts." in name:
-            used += parameter.numel() * text.num_experts_per_tok // text.n_routed_experts
-        elif "embed_tokens" not in name:
-            used += parameter.numel()
+    *layers, last = model.model.language_model.layers
+    used = last.self_attn.kv_a_proj_with_mqa.weight.numel()
+    for layer in layers:
+        for name, parameter in layer.named_parameters():
+            chosen = text.num_experts_per_tok / text.n_routed_experts if ".experts." in name else 1
+            used += int(parameter.numel() * chosen)
     return used

@@ -18,6 +18,7 @@ from kimi_vl.engine.base import SamplingParams, allowed, to_device
 from kimi_vl.engine.fast.kernels.operation import Operation, launch_options, release_next, run_kernel, wait_for_previous
 
 BLOCK = 1024  # logits in one program
+WHOLE = 2.0**40  # parts of a probability of 1
 
 
 @dataclass(frozen=True)
@@ -161,8 +162,8 @@ def truncate(logits: Tensor, draw: Draw) -> None:
     scaled = ordered / draw.temperature
     allowed = (ranks < draw.top_k) & ((scaled - scaled[0]).exp() >= draw.min_p)
     probabilities = torch.softmax(torch.where(allowed, scaled, float("-inf")), 0)
-    before = probabilities.cumsum(0) - probabilities
-    kept = (before < draw.top_p) & allowed | (ranks == 0)
+    parts = (probabilities.double() * WHOLE).long()  # their sums are the same in any order in which a GPU adds them
+    kept = (parts.cumsum(0) - parts < draw.top_p.double() * WHOLE) & allowed | (ranks == 0)
     smallest = torch.where(kept, ordered, float("inf")).amin()
     logits.masked_fill_(logits < smallest, float("-inf"))
 

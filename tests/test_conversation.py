@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from kimi_vl.engine.base import Engine, Generation, ModelInputs
-from kimi_vl.engine.fast.prompt import Prompt
+from kimi_vl.engine.fast.prompt import Prompt, Seen
 from kimi_vl.model.variants import UNNAMED, WEIGHTS
 from kimi_vl.prompt.chat import answer_prefix
 from kimi_vl.prompt.processor import KimiVLProcessor
@@ -60,7 +60,7 @@ def test_each_turn_begins_with_all_of_the_one_before() -> None:
     service = Service(Settings(), UNNAMED, processor, engine)
     said: list[dict[str, Any]] = []
     files: list[Path] = []
-    before: Prompt | None = None
+    before: Seen | None = None
     for pictures, question, expected in TURNS:
         names = numbers(len(files), len(pictures))
         files = [*files, *pictures]
@@ -70,9 +70,9 @@ def test_each_turn_begins_with_all_of_the_one_before() -> None:
         assert len(prompt.pictures) == len(files)
         assert answer.usage.image_tokens == sum(rows * columns // 4 for rows, columns in grids(engine.inputs))
         if before:
-            assert prompt.shared_with(before) == len(before.ids)
+            assert before.shared_with(prompt) == len(before.ids)
             assert len(before.ids) in prompt.ends
-        before = prompt
+        before = prompt.seen()
         said = [*said, user(question, *names), assistant(f"◁think▷Hm.◁/think▷{expected}")]
     service.close()
 

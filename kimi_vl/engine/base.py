@@ -58,6 +58,11 @@ class Picture:
     grid: tuple[int, int]  # rows and columns of patches
     patches: Future[Patches]
 
+    @property
+    def tokens(self) -> int:
+        """Of the prompt, one for each 2x2 block of patches."""
+        return math.prod(self.grid) // 4
+
 
 @dataclass(frozen=True)
 class ModelInputs:
@@ -154,9 +159,11 @@ class Stopwatch:
         self._moments.append(self._now())
 
     def seconds(self) -> dict[str, float]:
-        """Of each stage. On a GPU, ask when it has passed them all."""
-        lasted = [a.elapsed_time(b) / 1000 if self._on_gpu else b - a for a, b in pairwise(self._moments)]
-        return dict(zip(self._stages, lasted, strict=True))
+        """Of each stage, all its times together. On a GPU, ask when it has passed them all."""
+        lasted = dict.fromkeys(self._stages, 0.0)
+        for stage, (a, b) in zip(self._stages, pairwise(self._moments), strict=True):
+            lasted[stage] += a.elapsed_time(b) / 1000 if self._on_gpu else b - a
+        return lasted
 
     def _now(self) -> Any:
         if not self._on_gpu:

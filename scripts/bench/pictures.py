@@ -120,6 +120,7 @@ def ask(subject: Subject, pictures: Sequence[Image.Image], turns: Sequence[Messa
 def _encoding(subject: Subject, inputs: ModelInputs) -> Callable[[], object]:
     """What makes the features of a prompt's pictures, with the engine or with transformers' modules."""
     if subject.fast:
-        return partial(subject.fast.pictures.features, inputs.pictures)
+        features = subject.fast.pictures.features
+        return lambda: [features(picture) for picture in inputs.pictures]
     pixels, grids = (tensor.to(subject.model.device) for tensor in inputs.tensors().values())
     return partial(subject.model.model.get_image_features, pixels, grid_thw(grids))

@@ -1,7 +1,7 @@
-"""Answers about eight pictures, then a text as long as fits, then many turns as long, as on a GPU with so many bytes.
+"""Answers about eight pictures, then a text, many turns and many pictures as long as fit, as on a GPU of so many bytes.
 
-The weights are random ones of the full size. The pictures' prompt and its answer have 32,768 tokens, or fewer where the
-engine offers fewer: what it took is told in any case.
+The weights are random ones of the full size. The prompt of eight pictures and its answer have 32,768 tokens, or fewer
+where the engine offers fewer: what it took is told in any case.
 
 usage: python -m tests.gpu.capped SCHEME BYTES USED_BY_OTHERS
 Prints JSON: the context that the engine offers, the most that torch reserved, and the most that this process had in
@@ -33,6 +33,7 @@ CUDA = torch.device("cuda")
 LATER_BYTES = 250_000_000  # that CUDA takes later, for kernels and graphs, and a smaller GPU would not leave to torch
 TOKENS, NEW_TOKENS = 32_768, 64  # of them the last ones are the answer
 TURN, ANSWER = 1500, 2  # tokens of a turn of the conversation, and the id that begins each answer
+PICTURE = 1050  # tokens of a picture and of what stands around it, or fewer
 read_memory = torch.cuda.mem_get_info
 
 
@@ -68,22 +69,27 @@ def main() -> None:
     processor = KimiVLProcessor.from_pretrained(WEIGHTS / "tiny")
     config = KimiVLConfig(text_config=TEXT, vision_config=VISION, media_placeholder_token_id=processor.media_id)
     engine = FastEngine(fill(_allocate(config, CUDA, torch.bfloat16, scheme)), (ANSWER,))
-    length = min(TOKENS, engine.context_length) - NEW_TOKENS
+    longest = engine.context_length - NEW_TOKENS
     with ThreadPoolExecutor(4) as pool, ThreadPoolExecutor(1) as watcher:
-        inputs = processor.prepare(Album(8, 1024, 768).draw(0), render([question(QUESTION, 8)]), pool)
-        ids = inputs.input_ids
-        inputs = replace(inputs, input_ids=torch.cat([ids, torch.ones(1, length - ids.shape[1], dtype=ids.dtype)], 1))
-        text = ModelInputs(torch.ones(1, engine.context_length - NEW_TOKENS, dtype=ids.dtype))
+
+        def ask(pictures: int, length: int) -> ModelInputs:
+            drawn = Album(pictures, 1024, 768).draw(0)
+            inputs = processor.prepare(drawn, render([question(QUESTION, pictures)]), pool)
+            rest = torch.ones(1, length - inputs.input_ids.shape[1], dtype=torch.int64)
+            return replace(inputs, input_ids=torch.cat([inputs.input_ids, rest], 1))
+
+        text = ModelInputs(torch.ones(1, longest, dtype=torch.int64))
         turns = replace(text, input_ids=text.input_ids.clone())
         turns.input_ids[:, ::TURN] = ANSWER
         done = Event()
         most_used = watcher.submit(lambda: max(used() for _ in iter(lambda: done.wait(0.001), True)))
         try:
             params = SamplingParams(NEW_TOKENS, frozenset((config.text_config.vocab_size,)))
-            answers = [list(engine.generate(prompt, params)) for prompt in (inputs, text, turns)]
+            prompts = ask(8, min(longest, TOKENS - NEW_TOKENS)), text, turns, ask(longest // PICTURE, longest)
+            answers = [list(engine.generate(prompt, params)) for prompt in prompts]
         finally:
             done.set()  # or the watcher would never end
-    assert [len(tokens) for tokens in answers] == [NEW_TOKENS] * 3
+    assert [len(tokens) for tokens in answers] == [NEW_TOKENS] * len(prompts)
     found = {
         "context": engine.context_length,
         "reserved": torch.cuda.max_memory_reserved(),

@@ -18,7 +18,7 @@ from kimi_vl.engine.fast.memory import context_that_fits
 from kimi_vl.engine.fast.network import Network
 from kimi_vl.engine.fast.pictures import Pictures
 from kimi_vl.engine.fast.prefill import Piece, prefill, span_on
-from kimi_vl.engine.fast.prompt import Prompt
+from kimi_vl.engine.fast.prompt import Prompt, Seen
 from kimi_vl.engine.fast.prompt_graphs import PromptGraphs
 
 
@@ -50,7 +50,7 @@ class FastEngine(Engine):
         self.cached_tokens = 0  # of the last request: taken from the one before it
         self._media_id = network.config.media_placeholder_token_id
         self._answer_prefix = answer_prefix
-        self._seen: Prompt | None = None  # what the cache holds
+        self._seen: Seen | None = None  # what the cache holds
         if self.cache.is_cuda:
             self._get_ready()
 
@@ -94,23 +94,24 @@ class FastEngine(Engine):
     def _read(self, inputs: ModelInputs, stopped: Callable[[], bool] = lambda: False) -> None:
         """Fills the cache with the prompt, and `decoder.logits` with what follows it; or not, once it is stopped."""
         self._stopwatch.start()
-        # first: it encodes a picture while the next is prepared
-        parts = self.pictures.features(inputs.pictures, stopped)
-        if stopped():
-            return
+        self.cached_tokens = 0
         prompt = Prompt.of(inputs, self._media_id, self._answer_prefix)
         self.cached_tokens = self._reusable(prompt)
-        self._seen = None  # until the cache holds all of it
-        features = torch.cat(parts) if parts else None
-        self._stopwatch.ended("vision")
         stops = [stop for stop in _stops(prompt) if stop > self.cached_tokens]
         for start, *ends in self._together(self.cached_tokens, stops):
-            self._prefill(self._embed(prompt, features, start, ends[-1]), start, ends, stopped)
+            x = self._embed(prompt, start, ends[-1], stopped)
             if stopped():
                 return
+            self._stopwatch.ended("vision")
+            self._seen = None  # until the cache holds all of it
+            self._prefill(x, start, ends, stopped)
+            if stopped():
+                return
+            del x  # its memory is for the next one
+            self._stopwatch.ended("prefill")
         self.decoder.predict()
         self._stopwatch.ended("prefill")
-        self._seen = prompt
+        self._seen = prompt.seen()
 
     def _reusable(self, prompt: Prompt) -> int:
         """How many of the prompt's tokens the cache holds, from the same pieces; at least one is left to compute."""
@@ -158,14 +159,17 @@ class FastEngine(Engine):
         for hidden, end in zip(found, ends, strict=False):  # nothing was found once it is stopped
             self.decoder.last_layer(hidden, end - 1)  # whether or not it is the last piece: the same cache either way
 
-    def _embed(self, prompt: Prompt, features: Tensor | None, start: int, end: int) -> Tensor:
-        """[end - start, width]: embeddings of the tokens, and the pictures' features where the media ids stand."""
+    def _embed(self, prompt: Prompt, start: int, end: int, stopped: Callable[[], bool]) -> Tensor:
+        """[end - start, width]: embeddings of the tokens, and the pictures' features where the media ids stand.
+
+        A picture is encoded while the next one's patches are made; none is once stopped says that nobody waits for it.
+        """
         embeddings = self.weights.embeddings
         x = embeddings[to_device(prompt.ids[start:end], embeddings.device)]
-        if features is not None:
-            places = (prompt.ids == self._media_id).nonzero()[:, 0]
-            first, last = torch.searchsorted(places, torch.tensor([start, end])).tolist()
-            x[to_device(places[first:last] - start, x.device)] = features[first:last]
+        for place, picture in prompt.pictures:
+            first, last = max(place, start), min(place + picture.tokens, end)
+            if first < last and not stopped():
+                x[first - start : last - start] = self.pictures.features(picture)[first - place : last - place]
         return x
 
     def _write(self, length: int, generation: Generation) -> None:
@@ -218,7 +222,7 @@ def _paced(device: torch.device, stopped: Callable[[], bool]) -> Callable[[], bo
     return is_stopped
 
 
-def _stops(prompt: Prompt) -> list[int]:
+def _stops(prompt: Prompt | Seen) -> list[int]:
     """Where the pieces end in which a prompt is computed; only its opening reaches over a multiple of CHUNK."""
     length = len(prompt.ids)
     ends = {length, *prompt.ends}

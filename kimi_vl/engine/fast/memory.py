@@ -9,7 +9,7 @@ from kimi_vl.errors import Misconfigured
 
 SHORTEST = 4096  # tokens of context with which it is worth to start
 USUAL = 32_768  # tokens of context for which weights are made smaller
-WORKING_BYTES = 3_250_000_000  # left beside weights and cache for a prompt's activations and captured graphs
+WORKING_BYTES = 3_350_000_000  # left beside weights and cache for a prompt's activations, captured graphs and features
 
 
 def context_that_fits(weights: Weights, longest: int) -> int:

@@ -2,7 +2,6 @@
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 import torch
@@ -13,7 +12,7 @@ from kimi_vl.engine.base import Patches, Picture, to_device
 from kimi_vl.engine.fast.network import Network
 from kimi_vl.engine.fast.picture_blocks import Blocks, Inputs
 
-KEPT_BYTES = 256_000_000  # of features: 60 pictures of 1024x768
+KEPT_BYTES = 135_000_000  # of features: 8 pictures of 1792x1792, 32 of 1024x768
 
 
 class Pictures:
@@ -27,24 +26,15 @@ class Pictures:
         self._table = self._tower.patch_embed.pos_emb.position_embeddings.data.float()  # [side, side, width]
         self._frequencies = tuple(self._tower.rotary_emb.inv_freq.tolist())
 
-    def features(self, pictures: Sequence[Picture], stopped: Callable[[], bool] = lambda: False) -> list[Tensor]:
-        """The features [rows * columns / 4, width] of each picture, encoded while the next one's patches are made.
-
-        Those of fewer pictures once stopped says that nobody waits for them.
-        """
-        features = []
-        try:
-            for picture in pictures:
-                if stopped():
-                    break
-                patches = picture.patches.result()
-                if patches.digest not in self._kept:
-                    self._kept[patches.digest] = self.encode(patches, picture.grid)
-                self._kept.move_to_end(patches.digest)
-                features.append(self._kept[patches.digest])
-        finally:
-            while sum(kept.nbytes for kept in self._kept.values()) > KEPT_BYTES:
-                self._kept.popitem(last=False)
+    def features(self, picture: Picture) -> Tensor:
+        """[rows * columns / 4, width] of a picture, whose patches are waited for."""
+        patches = picture.patches.result()
+        if patches.digest not in self._kept:
+            self._kept[patches.digest] = self.encode(patches, picture.grid)
+        self._kept.move_to_end(patches.digest)
+        features = self._kept[patches.digest]
+        while sum(kept.nbytes for kept in self._kept.values()) > KEPT_BYTES:
+            self._kept.popitem(last=False)
         return features
 
     def encode(self, patches: Patches, grid: tuple[int, int]) -> Tensor:

@@ -315,6 +315,63 @@ def test_what_differs_is_not_reused(engine: FastEngine, reference: ReferenceEngi
     assert engine.cached_tokens == 0
 
 
+def note_encoded(engine: FastEngine, patch: pytest.MonkeyPatch) -> list[bytes]:
+    """From here on, the digests of the pictures that the engine encodes."""
+    encoded, encode = [], engine.pictures.encode
+
+    def note_and_encode(patches: Patches, grid: tuple[int, int]) -> torch.Tensor:
+        encoded.append(patches.digest)
+        return encode(patches, grid)
+
+    patch.setattr(engine.pictures, "encode", note_and_encode)
+    return encoded
+
+
+def test_a_picture_is_encoded_while_the_next_one_is_made(
+    engine: FastEngine, reference: ReferenceEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, *others = REQUESTS["pictures"].pictures
+    made = [picture.patches.result() for picture in others]
+    late = [replace(picture, patches=Future()) for picture in others]
+    encode = engine.pictures.encode
+
+    def encode_and_make(patches: Patches, grid: tuple[int, int]) -> torch.Tensor:
+        if made:
+            late[-len(made)].patches.set_result(made.pop(0))
+        return encode(patches, grid)
+
+    monkeypatch.setattr(engine.pictures, "encode", encode_and_make)
+    output = tokens(engine, replace(REQUESTS["pictures"], pictures=[first, *late]))
+    assert output == tokens(reference, REQUESTS["pictures"])
+
+
+def test_pictures_before_where_a_prompt_is_taken_up_are_not_encoded(
+    engine: FastEngine, reference: ReferenceEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kimi_vl.engine.fast.pictures.KEPT_BYTES", 0)
+    encoded = note_encoded(engine, monkeypatch)
+    tokens(engine, FIRST)
+    assert len(encoded) == 1
+    assert tokens(engine, SECOND) == tokens(reference, SECOND)
+    assert len(encoded) == 1
+
+
+def test_a_stop_among_pictures_costs_nothing_that_was_there(
+    engine: FastEngine, reference: ReferenceEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokens(engine, FIRST)
+    tokens(engine, SECOND)
+    with monkeypatch.context() as patch:
+        encoded = note_encoded(engine, patch)
+        generation = engine.generate(REQUESTS["pictures"], NO_STOP)
+        patch.setattr("kimi_vl.engine.fast.pictures.resample", lambda *_: generation.stop())
+        assert list(generation) == []
+        assert generation.cached_tokens == 0
+        assert len(encoded) == 1
+    assert tokens(engine, SECOND) == tokens(reference, SECOND)
+    assert engine.cached_tokens == FIRST.input_ids.shape[1]
+
+
 def test_another_question_about_much_that_was_seen(
     engine: FastEngine, reference: ReferenceEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

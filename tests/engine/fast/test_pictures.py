@@ -57,12 +57,13 @@ def patches(name: str) -> Patches:
     return Patches(levels, torch.arange(256.0).expand(3, -1), name.encode())
 
 
-def album(names: str) -> list[Picture]:
-    made = []
+def features_of(pictures: Pictures, names: str) -> list[Tensor]:
+    features = []
     for name in names:
-        made.append(Picture(GRID, Future()))
-        made[-1].patches.set_result(patches(name))
-    return made
+        picture = Picture(GRID, Future())
+        picture.patches.set_result(patches(name))
+        features.append(pictures.features(picture))
+    return features
 
 
 @pytest.mark.parametrize("grid", [(2, 2), (2, 6), (14, 4), (32, 32), (6, 46), (40, 34)])
@@ -85,42 +86,32 @@ def test_positions_are_interpolated_bicubically(grid: tuple[int, int]) -> None:
 
 
 def test_a_picture_is_encoded_once_and_alone(pictures: Watched, network: Network) -> None:
-    features = pictures.features(album("abba"))
+    features = features_of(pictures, "abba")
     assert pictures.encoded == ["a", "b"]
     assert features[0] is features[3] and features[1] is features[2]
-    assert features[1].equal(Pictures(network).features(album("b"))[0])
-    assert pictures.features(album("bca"))[2] is features[0]
+    assert features[1].equal(*features_of(Pictures(network), "b"))
+    assert features_of(pictures, "bca")[2] is features[0]
     assert pictures.encoded == ["a", "b", "c"]
 
 
 def test_features_of_recent_pictures_are_kept_within_the_bound(
     pictures: Watched, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    size = pictures.features(album("a"))[0].nbytes
+    size = features_of(pictures, "a")[0].nbytes
     monkeypatch.setattr("kimi_vl.engine.fast.pictures.KEPT_BYTES", 2 * size)
-    assert len(pictures.features(album("abcdabcd"))) == 8, "more than are kept"
-    assert pictures.encoded == ["a", "b", "c", "d"]
-    pictures.features(album("d"))
-    pictures.features(album("c"))
-    pictures.features(album("e"))
-    pictures.features(album("c"))
+    features_of(pictures, "bcdcec")
     assert pictures.encoded == ["a", "b", "c", "d", "e"]
-    pictures.features(album("d"))
+    features_of(pictures, "d")
     assert pictures.encoded == ["a", "b", "c", "d", "e", "d"], "it was the one not seen for longest"
 
 
-def test_a_picture_is_encoded_before_the_next_one_is_made(pictures: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
-    late = Picture(GRID, Future())
-    encode = pictures.encode
-
-    def then_make(given: Patches, grid: tuple[int, int]) -> Tensor:
-        if not late.patches.done():
-            late.patches.set_result(patches("b"))
-        return encode(given, grid)
-
-    monkeypatch.setattr(pictures, "encode", then_make)
-    pictures.features([*album("a"), late])
-    assert pictures.encoded == ["a", "b"]
+def test_one_picture_is_given_out_though_it_is_more_than_is_kept(
+    pictures: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kimi_vl.engine.fast.pictures.KEPT_BYTES", 0)
+    first, second = features_of(pictures, "aa")
+    assert first.equal(second)
+    assert pictures.encoded == ["a", "a"]
 
 
 def test_after_a_failure_what_was_encoded_is_still_right(
@@ -128,13 +119,14 @@ def test_after_a_failure_what_was_encoded_is_still_right(
 ) -> None:
     broken = Picture(GRID, Future())
     broken.patches.set_exception(OSError("a truncated picture"))
+    features_of(pictures, "a")
     with pytest.raises(OSError, match="truncated"):
-        pictures.features([*album("a"), broken])
+        pictures.features(broken)
     with monkeypatch.context() as patch:
         patch.setattr("kimi_vl.engine.fast.picture_blocks.attend_picture", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            pictures.features(album("ab"))
-    features = pictures.features(album("ab"))
+            features_of(pictures, "ab")
+    features = features_of(pictures, "ab")
     assert pictures.encoded == ["a", "b", "b"]
-    for one, wanted in zip(features, Pictures(network).features(album("ab")), strict=True):
+    for one, wanted in zip(features, features_of(Pictures(network), "ab"), strict=True):
         assert one.equal(wanted)

@@ -12,8 +12,15 @@ from kimi_vl.engine.fast.prompt import Prompt
 MEDIA, ANSWER = 9, (7, 8)  # ids
 
 
+def picture(digest: bytes, grid: tuple[int, int] = (2, 4)) -> Picture:
+    patches: Future[Patches] = Future()
+    patches.set_result(Patches(torch.empty(0), torch.empty(0), digest))
+    return Picture(grid, patches)
+
+
 def prompt(ids: str, *pictures: tuple[int, bytes]) -> Prompt:
-    return Prompt(torch.tensor([int(digit) for digit in ids]), list(pictures), [])
+    placed = [(place, picture(digest)) for place, digest in pictures]
+    return Prompt(torch.tensor([int(digit) for digit in ids]), placed, [])
 
 
 @pytest.mark.parametrize(
@@ -33,7 +40,16 @@ def prompt(ids: str, *pictures: tuple[int, bytes]) -> Prompt:
     ],
 )
 def test_what_two_prompts_begin_with(one: Prompt, other: Prompt, shared: int) -> None:
-    assert one.shared_with(other) == other.shared_with(one) == shared
+    assert one.seen().shared_with(other) == other.seen().shared_with(one) == shared
+
+
+def test_pictures_after_a_difference_are_not_waited_for() -> None:
+    late = Picture((2, 4), Future())
+    seen = prompt("1993993", (1, b"a"), (4, b"b")).seen()
+    ids = torch.tensor([1, 9, 9, 3, 9, 9, 3])
+    assert seen.shared_with(Prompt(ids, [(1, picture(b"c")), (4, late)], [])) == 1
+    ids[3] = 4
+    assert seen.shared_with(Prompt(ids, [(1, picture(b"a")), (4, late)], [])) == 3
 
 
 @pytest.mark.parametrize(
@@ -50,11 +66,9 @@ def test_what_two_prompts_begin_with(one: Prompt, other: Prompt, shared: int) ->
 )
 def test_where_a_prompt_is_cut(ids: str, worth: int, ends: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "WORTH_A_CUT", worth)
-    pictures = []
-    if count := ids.count("9"):
-        patches: Future[Patches] = Future()
-        patches.set_result(Patches(torch.empty(0), torch.empty(0), b"a"))
-        pictures.append(Picture((2, 2 * count), patches))
+    count = ids.count("9")
+    pictures = [picture(b"a", (2, 2 * count))] if count else []
     made = Prompt.of(ModelInputs(torch.tensor([[int(digit) for digit in ids]]), pictures), MEDIA, ANSWER)
     assert made.ends == ends
-    assert made.pictures == [(1, b"a")][: len(pictures)]
+    assert made.pictures == [(1, picture) for picture in pictures]
+    assert made.seen().pictures == [(1, b"a")][: len(pictures)]

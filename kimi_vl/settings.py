@@ -23,7 +23,7 @@ class Settings:
         "",
         "Which model answers: thinking, thinking-2506, instruct, tiny, a checkpoint folder, or one on the hub: "
         "hf://owner/name[@revision].",
-        "thinking in the container; on the command line the first model whose weights are there",
+        "thinking for the server; on the command line the first model whose weights are there",
     )
     weights_dir: str = _setting(
         "",

@@ -113,6 +113,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3, help="of every measurement (default: %(default)s)")
     parser.add_argument("--once", choices=list(LOADERS), help="one run in this process; prints JSON")
     given = parser.parse_args()
+    if not (given.once or torch.cuda.is_available()):
+        parser.error("this is measured on a CUDA GPU")
     if given.once:
         print(json.dumps(once(given.once, given.folder)))
     else:

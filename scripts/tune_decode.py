@@ -90,6 +90,8 @@ def main() -> None:
     add("--only", nargs="+", choices=names, default=names, help="which matrices (default: all)")
     add("--quantization", choices=SCHEMES, default="none", help="bits of the weights (default: %(default)s)")
     given = parser.parse_args()
+    if not torch.cuda.is_available():
+        parser.error("this is measured on a CUDA GPU")
     scheme = SCHEMES[given.quantization]
     keys = [(name, bits(name, scheme)) for name in given.only]
     with ProcessPoolExecutor(min(cpu_count() or 1, PROCESSES), get_context("spawn")) as pool:

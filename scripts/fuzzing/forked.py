@@ -15,7 +15,7 @@ MODULES = (pdf_pages, video_frames)  # imported before the fork
 
 
 class Forked:
-    """What ConfinedReader uses of subprocess.Popen."""
+    """What Process uses of subprocess.Popen."""
 
     def __init__(self, arguments: Sequence[str], stdin: int, **_: Any) -> None:
         self._status: int | None = None

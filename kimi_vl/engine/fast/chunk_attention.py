@@ -19,7 +19,11 @@ QUERIES = 2048  # at once, to all whole chunks before them
 
 
 def planned(longest: int) -> Iterator[tuple[int, int]]:
-    """Tokens and contexts, up to a longest one, of attend_by_rectangles that ask for every shape there is."""
+    """Pairs of tokens and context, with which attend_by_rectangles asks cuDNN for every shape that it ever asks for.
+
+    Args:
+        longest: of the contexts, in tokens.
+    """
     squares = [(CHUNK, CHUNK), (OPENING, OPENING)]
     others = [(QUERIES, past + QUERIES) for past in range(CHUNK, longest, CHUNK)]
     yield from ((tokens, context) for tokens, context in squares + others if context <= longest)
@@ -63,7 +67,7 @@ class KeysAndValues:
             rows, made = self._rows[block], self._made[block]
             latents = rows[None, :, :latent].expand(self._attention.heads, -1, -1)
             torch.bmm(latents, self._weight, out=made[..., :-rope].transpose(0, 1))
-            eight = torch.complex128  # as large as 8 numbers of 16 bits: a copy goes element by element
+            eight = torch.complex128  # 8 numbers of 16 bits, as latent and rope have whole: a copy goes by elements
             made.view(eight)[..., -rope // 8 :] = rows.view(eight)[:, None, latent // 8 :]
         self._whole = end // CHUNK * CHUNK
         return self._made[:end, :, value:], self._made[:end, :, :value]

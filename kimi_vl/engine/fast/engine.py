@@ -57,9 +57,10 @@ class FastEngine(Engine):
     def _get_ready(self) -> None:
         """Compiles all kernels and captures all graphs, so that the first request is as quick as any."""
         hopper = is_hopper(self.cache.device)
-        planning = self._thread.submit(self._plan_attention if hopper else int)
+        planning = self._thread.submit(self._plan_attention) if hopper else None
         compile_ahead(self.decoder.example, self._graphs.example, self.pictures.blocks.example)
-        planning.result()
+        if planning:
+            planning.result()
         self.decoder.capture()
         self.pictures.blocks.capture()
         if hopper:  # elsewhere grouped products wait for the host
@@ -97,7 +98,7 @@ class FastEngine(Engine):
         self.cached_tokens = 0
         prompt = Prompt.of(inputs, self._media_id, self._answer_prefix)
         self.cached_tokens = self._reusable(prompt)
-        stops = [stop for stop in _stops(prompt) if stop > self.cached_tokens]
+        stops = [stop for stop in _piece_ends(prompt) if stop > self.cached_tokens]
         for start, *ends in self._together(self.cached_tokens, stops):
             x = self._embed(prompt, start, ends[-1], stopped)
             if stopped():
@@ -118,7 +119,7 @@ class FastEngine(Engine):
         reusable = 0
         if self._seen is not None:
             shared = self._seen.shared_with(prompt)
-            for stop, seen in zip(_stops(prompt), _stops(self._seen), strict=False):
+            for stop, seen in zip(_piece_ends(prompt), _piece_ends(self._seen), strict=False):
                 if stop != seen or stop > shared or stop == len(prompt.ids):
                     break
                 reusable = stop
@@ -208,7 +209,10 @@ class FastEngine(Engine):
 
 
 def _paced(device: torch.device, stopped: Callable[[], bool]) -> Callable[[], bool]:
-    """Whether something is stopped. Who asks waits for what was begun before the last time but one: to stay near it."""
+    """`stopped`, which also waits for the GPU to reach where it was asked the last time but one.
+
+    Else the host would launch all of a prompt before it asks whether anybody still waits for it.
+    """
     begun = deque[torch.cuda.Event]()
 
     def is_stopped() -> bool:
@@ -222,7 +226,7 @@ def _paced(device: torch.device, stopped: Callable[[], bool]) -> Callable[[], bo
     return is_stopped
 
 
-def _stops(prompt: Prompt | Seen) -> list[int]:
+def _piece_ends(prompt: Prompt | Seen) -> list[int]:
     """Where the pieces end in which a prompt is computed; only its opening reaches over a multiple of CHUNK."""
     length = len(prompt.ids)
     ends = {length, *prompt.ends}

@@ -19,7 +19,7 @@ class Prompt:
 
     ids: Tensor  # [length] int64, on the CPU
     pictures: list[tuple[int, Picture]]  # where each one's first media id stands
-    ends: list[int]  # where it may be cut, ascending: where an answer begins, and after the last of many picture tokens
+    ends: list[int]  # where it may be cut, ascending: where an answer begins, and after a last picture that ends late
 
     @classmethod
     def of(cls, inputs: ModelInputs, media_id: int, answer_prefix: tuple[int, ...]) -> "Prompt":

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from kimi_vl.engine.base import ModelInputs
-from kimi_vl.engine.fast.engine import FastEngine, _stops
+from kimi_vl.engine.fast.engine import FastEngine, _piece_ends
 from kimi_vl.engine.fast.loading import load_network
 from kimi_vl.model.variants import WEIGHTS
 from tests.engine.fast.kernels import plain_attention
@@ -61,7 +61,7 @@ def test_a_long_prompt_is_the_same_wherever_it_is_taken_up(
     engine._seen = None
     logits, rows = read(engine, ids)
     assert engine._seen
-    for stop in _stops(engine._seen)[:-1]:
+    for stop in _piece_ends(engine._seen)[:-1]:
         engine._seen = None
         read(engine, torch.cat([ids[:, :stop], prompt(9, [])], 1))
         others, other_rows = read(engine, ids, stop)

@@ -95,6 +95,16 @@ def test_a_thinking_that_is_closed_by_its_budget_goes_before_it(engines: list[En
         jsonschema.validate(json.loads(answer), SCHEMA)
 
 
+@pytest.mark.parametrize("seed", [27, 29])
+def test_a_budget_that_ends_inside_a_character_leaves_the_schema_as_it_is(seed: int, engines: list[Engine]) -> None:
+    params = replace(GREEDY, temperature=2.0, repetition_penalty=3.0, seed=seed)
+    for engine in engines:
+        budget = ThinkingBudget(12, processor.tokenizer)
+        thinking, answer = parts(list(engine.generate(ask("What is 5 - 5?"), params, budget, by_schema())))
+        assert "�" not in thinking
+        jsonschema.validate(json.loads(answer), SCHEMA)
+
+
 def test_the_next_request_is_free_again(engines: list[Engine]) -> None:
     inputs = ask("What is 12 + 7?")
     for engine in engines:

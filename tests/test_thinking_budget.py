@@ -50,7 +50,7 @@ def random_prompt(chance: random.Random) -> str:
 
 
 def test_the_budget_holds_over_200_random_prompts(fast: FastEngine, reference: ReferenceEngine) -> None:
-    """A thinking is what it is without a budget, up to the limit; then nothing but what closes it."""
+    """A thinking is what it is without a budget, up to the limit and a whole character; then only what closes it."""
     chance, closed = random.Random(5), 0
     for number in range(200):
         inputs, budget = processor.prepare((), random_prompt(chance), pool), chance.randrange(1, 15)
@@ -72,7 +72,11 @@ def test_the_budget_holds_over_200_random_prompts(fast: FastEngine, reference: R
         until_closed = next((n for n in range(len(bounded) + 1) if CLOSING in text(bounded[:n])), None)
         if text(bounded[:until_closed]).endswith(ENOUGH + CLOSING):
             closed += 1
-            assert bounded[kept:until_closed] == [*SENTENCE, *CLOSE]
+            own = bounded[: until_closed - len(SENTENCE) - len(CLOSE)]
+            assert bounded[len(own) : until_closed] == [*SENTENCE, *CLOSE]
+            assert own == free[: len(own)]
+            assert len(own) >= kept
+            assert all(text(own[:count]).endswith("�") for count in range(kept, len(own)))
         elif until_closed is None:
             assert len(bounded) < kept, "it ended by itself"
         else:

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kimi_vl.model.variants import WEIGHTS
-from kimi_vl.output.budget import ENOUGH, ThinkingBudget
+from kimi_vl.output.budget import ENOUGH, PATIENCE, ThinkingBudget
 from kimi_vl.output.thinking import CLOSING, OPENING
 from kimi_vl.prompt.tokenizer import TikTokenTokenizer
 
@@ -26,7 +26,12 @@ def text(tokens: list[int]) -> str:
     return b"".join(map(tokenizer.token_bytes, tokens)).decode("utf-8", "replace")
 
 
-@given(st.text("a 1◁/think▷\n", max_size=40), st.integers(1, 50), st.booleans(), st.sampled_from(["", "\n ", "◁"]))
+def whole_after(tokens: list[int], least: int) -> int:
+    """After how many tokens, at least so many, no character is half there, unless it is that of a closing marker."""
+    return next(n for n in range(least, len(tokens) + 1) if tokens[n - 1] == MARKER[0] or "�" not in text(tokens[:n]))
+
+
+@given(st.text("a 1◁/think▷😀\n", max_size=40), st.integers(1, 50), st.booleans(), st.sampled_from(["", "\n ", "◁"]))
 def test_thinking_ends_at_the_limit_or_before(words: str, budget: int, by_bytes: bool, before: str) -> None:
     words = words.replace(CLOSING, "")
     opening = tokenizer.encode_text(before + OPENING)
@@ -37,7 +42,7 @@ def test_thinking_ends_at_the_limit_or_before(words: str, budget: int, by_bytes:
     if before == "◁":  # then it is no thinking
         assert following == ""
     elif len(body) >= budget:
-        assert count == len(opening) + budget
+        assert count == len(opening) + whole_after(body, budget)
         assert following.endswith("think▷")
     elif len(body) + len(MARKER) > budget:
         begun = budget - len(body)
@@ -55,6 +60,27 @@ def test_in_a_closing_marker_the_rest_of_it_is_forced(begun: int) -> None:
     following = next(list(ids) for token in tokens if (ids := watch(token)))
     expected = MARKER[begun:] if begun else [*tokenizer.encode_text(ENOUGH), *MARKER]
     assert following == expected
+
+
+@pytest.mark.parametrize("character", ["é", "月", "😀"])
+def test_a_character_is_not_cut(character: str) -> None:
+    body = tokenizer.encode_text(character)
+    assert len(body) > 1, "the tiny vocabulary spells this character with several tokens"
+    tokens = [*tokenizer.encode_text(OPENING), *body]
+    for budget in range(1, len(body) + 1):
+        assert forced(budget, [*tokens, *body]) == (len(tokens), ENOUGH + CLOSING)
+
+
+def test_a_character_that_never_ends_is_waited_for_in_vain_for_a_while_only() -> None:
+    opening, half = tokenizer.encode_text(OPENING), tokenizer.encode_text("😀")[0]
+    tokens = [*opening, half, *[tokenizer.control["[PAD]"]] * 2 * PATIENCE]
+    assert forced(1, tokens) == (len(opening) + 1 + PATIENCE, ENOUGH + CLOSING)
+
+
+def test_a_thinking_is_closed_once() -> None:
+    watch = ThinkingBudget(1, tokenizer)
+    tokens = tokenizer.encode_text(OPENING + "one two three")
+    assert [bool(watch(token)) for token in tokens].count(True) == 1
 
 
 def test_a_second_thinking_is_answer() -> None:

@@ -26,7 +26,9 @@ def test_half_a_character_waits_for_the_rest(tokenizer: TikTokenTokenizer) -> No
     first, *rest = tokenizer.encode_text("😀")
     assert rest, "the tiny vocabulary spells this character with several tokens"
     assert detokenizer.feed(first) == ""
+    assert detokenizer.within_character
     assert "".join(detokenizer.feed(token) for token in rest) == "😀"
+    assert not detokenizer.within_character
 
 
 def test_control_tokens_have_no_text(tokenizer: TikTokenTokenizer) -> None:

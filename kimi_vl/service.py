@@ -17,7 +17,7 @@ from kimi_vl.model.fetch import fetch
 from kimi_vl.model.variants import Variant, fetchable, find_model
 from kimi_vl.output.budget import ThinkingBudget
 from kimi_vl.output.detokenizer import Detokenizer
-from kimi_vl.output.json_constraint import JsonConstraints
+from kimi_vl.output.json_constraint import JsonConstraint, JsonConstraints
 from kimi_vl.output.stop import StopMatcher
 from kimi_vl.output.thinking import Delta, ThinkingSplitter
 from kimi_vl.prompt.chat import answer_prefix
@@ -26,6 +26,7 @@ from kimi_vl.prompt.tokenizer import TikTokenTokenizer
 from kimi_vl.reader import Reader
 from kimi_vl.request import Request
 from kimi_vl.settings import Settings
+from kimi_vl.threads import Task, Threads
 
 FAST_CAPABILITY = (8, 0)  # of the first GPUs that have bfloat16
 
@@ -124,6 +125,7 @@ class Service:
         self._engine = engine
         self._tokenizer = processor.tokenizer
         self._constraints = JsonConstraints(processor.tokenizer)
+        self._schemas = Threads(1, "schemas")
         self._reader = Reader(settings, processor, engine.context_length)
 
     @classmethod
@@ -159,7 +161,6 @@ class Service:
         seconds = [limit for limit in (request.timeout_s, self.settings.max_seconds) if limit]
         deadline = started + min(seconds, default=math.inf)
         thinks = self.variant.thinks and request.thinking_budget != 0
-        constraint = self._constraints.by_schema(request.json_schema, thinks) if request.json_schema else None
         params = SamplingParams(
             max_new_tokens=request.max_new_tokens,
             stop_ids=self._tokenizer.stop_ids,
@@ -176,6 +177,7 @@ class Service:
         bounded = thinks and request.thinking_budget > 0
         forced_after = ThinkingBudget(request.thinking_budget, self._tokenizer) if bounded else nothing_forced
         try:
+            constraint = self._constraint(request.json_schema, thinks, deadline) if request.json_schema else None
             reading = self._reader.read(request, self.variant.thinks and not thinks, deadline)
         except DeadlinePassed:
             generation = Generation(params, lambda _: None, deadline=deadline)  # which has passed: it ends at once
@@ -195,6 +197,20 @@ class Service:
         """Waits for the request in progress and ends all threads."""
         self._engine.close()
         self._reader.close()
+        self._schemas.shutdown(cancel_futures=True)
+
+    def _constraint(self, schema: str, thinks: bool, deadline: float) -> JsonConstraint:
+        """What holds an answer to a schema, made while this thread can be interrupted.
+
+        Raises:
+            InvalidRequest: it cannot be enforced.
+            DeadlinePassed: that is not known by then.
+        """
+        making = Task(self._schemas, self._constraints.by_schema, schema, thinks)
+        try:
+            return making.result(deadline)
+        finally:
+            making.abandon()
 
 
 def load(

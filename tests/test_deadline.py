@@ -164,6 +164,19 @@ def test_reading_documents_counts_and_ends_their_process(
     is_right(service)
 
 
+def test_checking_a_schema_counts(make: Callable[..., Service]) -> None:
+    service, endless = make(), '{"multipleOf": 2147483648}'
+    started = time.monotonic()
+    for _ in range(2):  # the second one's is never checked
+        answer = service.answer(Request("What is 12 + 7?", json_schema=endless, timeout_s=0.3))
+        assert ended(answer) == ""
+        assert answer.usage.input_tokens == 0
+    assert time.monotonic() - started < 1.5
+    is_right(service)
+    with pytest.raises(InvalidRequest, match="takes more than 3 seconds"):
+        service.answer(Request("What is 12 + 7?", json_schema=endless, timeout_s=30))
+
+
 @pytest.mark.parametrize("seconds", [-1, 86_401, math.nan, math.inf])
 def test_a_time_outside_its_bounds_is_refused(seconds: float) -> None:
     with pytest.raises(InvalidRequest, match=r"timeout_s is .+ and must be from 0 to 86400\."):

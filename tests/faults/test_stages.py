@@ -123,6 +123,22 @@ def test_a_cancel_while_pictures_come_in(
     is_right(service, everything)
 
 
+def test_a_cancel_while_a_schema_is_checked(
+    service: Service, everything: Request, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checking, release = Event(), Event()
+
+    def slow(*_: object) -> bool:
+        checking.set()
+        return release.wait(30)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("kimi_vl.output.json_constraint.is_affordable", slow)
+        cancel_while_reading(lambda: service.answer(everything), checking)
+        release.set()
+    is_right(service, everything)
+
+
 @pytest.mark.parametrize("tokens", [0, 1, 12], ids=["prefill", "first token", "mid-thinking"])
 def test_a_cancel_while_the_model_works(
     service: Service, everything: Request, tokens: int, monkeypatch: pytest.MonkeyPatch

@@ -140,18 +140,19 @@ class _Reader:
                 )
             self.named.add(number)
             return self.images[number - 1]
-        scheme = url[:6].lower()
+        scheme = url[:8].lower()
         if scheme.startswith("data:"):
             return url
-        if scheme == "https:" and len(url) > MAX_URL_CHARACTERS:
+        if scheme == "https://" and len(url) > MAX_URL_CHARACTERS:
             raise InvalidRequest(
                 f"The URL in {_lower(name)} has {len(url):,} characters and the limit is {MAX_URL_CHARACTERS:,}; "
                 "send the picture as a data: URI."
             )
-        if scheme == "https:":
+        if scheme == "https://":
             return url
         raise InvalidRequest(
-            f"The url of {_lower(name)} is no data: URI, image:N (the N-th of images, from 1) or https URL; send one."
+            f"The url of {_lower(name)} is no data: URI, image:N (the N-th of images, from 1) or, if this server "
+            "fetches them, https URL; send one."
         )
 
 

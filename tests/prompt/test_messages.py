@@ -126,6 +126,7 @@ def test_what_clients_send_along_empty_does_no_harm() -> None:
         ([user(image("/etc/passwd"))], "The url of part 1 of message 1 is no data: URI"),
         ([user(image("file:///etc/passwd"))], "The url of part 1 of message 1 is no data: URI"),
         ([user(image("http://host/p.png"))], "The url of part 1 of message 1 is no data: URI"),
+        ([user(image("https:/host/p.png"))], "from 1) or, if this server fetches them, https URL; send one."),
         ([user(image("https://" + "a" * MAX_URL_CHARACTERS))], "has 8,008 characters and the limit is 8,000"),
         ([{"role": "assistant", "content": [image(DATA)]}], "is a picture in a message of the assistant"),
         ([{"role": "system", "content": [image(DATA)]}], "is a picture in a message of the system"),

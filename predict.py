@@ -235,7 +235,7 @@ class Predictor(BasePredictor):
                     max_image_tokens=int(max_image_tokens),
                     system_prompt=system_prompt,
                     # Numbers come as JSON has them: 1 as an int, 1.0 as a float, whatever is declared.
-                    temperature=None if temperature == -1 else float(temperature),
+                    temperature=float(temperature),
                     top_p=float(top_p),
                     max_new_tokens=int(max_new_tokens),
                     seed=None if seed == -1 else int(seed),

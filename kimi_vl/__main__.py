@@ -134,7 +134,8 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     },
     "--temperature": {
         "type": float,
-        "help": "0 always takes the likeliest token, 2 is the most random (default: what its authors recommend)",
+        "default": -1.0,
+        "help": "0 always takes the likeliest token, 2 is the most random (default: -1, what its authors recommend)",
     },
     "--top-p": {
         "type": float,

@@ -42,7 +42,7 @@ class Request:
     video_fps: float = 0.0  # 0: video_frames counts
     max_image_tokens: int = 0  # of each picture, page and frame; 0: the model's own limit
     system_prompt: str = DEFAULT_SYSTEM_PROMPT
-    temperature: float | None = None  # None: what the model's authors recommend
+    temperature: float = -1.0  # -1: what the model's authors recommend
     top_p: float = 1.0
     max_new_tokens: int = 2048
     seed: int | None = None  # None: a new one, reported with the answer
@@ -96,10 +96,8 @@ class Request:
             raise InvalidRequest("pages picks pages of documents and there are none; send a document or leave it out.")
         _check_range("video_frames", self.video_frames, 1, MAX_FRAMES)
         _check_range("video_fps", self.video_fps, 0, MAX_FPS)
-        if self.max_image_tokens != 0:
-            _check_range("max_image_tokens", self.max_image_tokens, FLOOR, MAX_IMAGE_TOKENS)
-        if self.temperature is not None:
-            _check_range("temperature", self.temperature, 0, 2)
+        _check_range("max_image_tokens", self.max_image_tokens, FLOOR, MAX_IMAGE_TOKENS, default=0)
+        _check_range("temperature", self.temperature, 0, 2, default=-1)
         _check_range("top_p", self.top_p, 0, 1)
         _check_range("max_new_tokens", self.max_new_tokens, 1, MAX_NEW_TOKENS)
         if self.seed is not None:
@@ -208,6 +206,7 @@ def _open(source: Source, position: int, max_bytes: int, fetching: Fetching) -> 
     return open_source(source, f"The {ordinal(position)} picture", "picture", max_bytes, fetching, memory_file)
 
 
-def _check_range(name: str, value: float, lowest: float, highest: float) -> None:
-    if not lowest <= value <= highest:  # also refuses NaN
-        raise InvalidRequest(f"{name} is {shortened(value)} and must be from {lowest} to {highest}.")
+def _check_range(name: str, value: float, lowest: float, highest: float, default: float | None = None) -> None:
+    if not lowest <= value <= highest and value != default:  # also refuses NaN
+        or_default = "" if default is None else f", or {default}"
+        raise InvalidRequest(f"{name} is {shortened(value)} and must be from {lowest} to {highest}{or_default}.")

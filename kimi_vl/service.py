@@ -164,7 +164,7 @@ class Service:
         params = SamplingParams(
             max_new_tokens=request.max_new_tokens,
             stop_ids=self._tokenizer.stop_ids,
-            temperature=self.variant.temperature if request.temperature is None else request.temperature,
+            temperature=self.variant.temperature if request.temperature == -1 else request.temperature,
             top_p=request.top_p,
             top_k=request.top_k,
             min_p=request.min_p,

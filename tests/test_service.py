@@ -197,8 +197,8 @@ def test_what_an_engine_did_not_compute_again_is_reported() -> None:
     service.close()
 
 
-@pytest.mark.parametrize(("asked", "used"), [(None, 0.3), (0.0, 0.0), (1.5, 1.5)])
-def test_a_temperature_left_out_is_the_one_of_the_variant(asked: float | None, used: float) -> None:
+@pytest.mark.parametrize(("asked", "used"), [(-1.0, 0.3), (0.0, 0.0), (1.5, 1.5)])
+def test_a_temperature_left_out_is_the_one_of_the_variant(asked: float, used: float) -> None:
     processor = KimiVLProcessor.from_pretrained(WEIGHTS / "tiny")
     engine = Remembering(context_length=1000)
     service = Service(Settings(), Variant(temperature=0.3), processor, engine)

@@ -260,7 +260,7 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(chat: Callable[..., Termina
 
 def test_options_are_checked_before_the_model_is_loaded() -> None:
     terminal = Terminal("--temperature", "3")
-    shown = terminal.until("must be from 0 to 2.")
+    shown = terminal.until("must be from 0 to 2, or -1.")
     assert "Starting" not in shown
     assert terminal.status() == 2
     terminal.close()

@@ -53,7 +53,7 @@ def test_the_number_in_the_last_frame(server: Any, tmp_path: Path) -> None:
         ({"pages": "9"}, "pages picks page 9 and the last is 4; pick others."),
         ({"video": "/etc/passwd"}, "The video is not one that could be fetched; send an http(s) URL"),
         ({"video": uri(b"#EXTM3U\n/etc/passwd", "video/mp4")}, "The video is of no known type; send an MP4"),
-        ({"max_image_tokens": 5}, "max_image_tokens is 5 and must be from 64 to 16384."),
+        ({"max_image_tokens": 5}, "max_image_tokens is 5 and must be from 64 to 16384, or 0."),
     ],
 )
 def test_bad_input_fails_with_one_sentence_and_the_next_request_is_right(

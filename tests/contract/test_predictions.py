@@ -108,7 +108,7 @@ def test_a_line_in_the_log_for_each_second(endless: Any) -> None:
     [
         ({"prompt": ""}, "The prompt is empty; write a question or an instruction."),
         ({"prompt": " \n "}, "The prompt is empty; write a question or an instruction."),
-        ({"temperature": -0.5}, "temperature is -0.5 and must be from 0 to 2."),
+        ({"temperature": -0.5}, "temperature is -0.5 and must be from 0 to 2, or -1."),
         ({"images": [SHAPES] * 9}, "The request has 9 pictures and the limit is 8; send fewer."),
         ({"images": ["/etc/passwd"]}, "The first picture is not one that could be fetched; send an http(s) URL"),
         ({"images": ["file:///etc/passwd"]}, "The first picture is not one that could be fetched"),

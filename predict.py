@@ -77,7 +77,8 @@ class Predictor(BasePredictor):
     def predict(
         self,
         prompt: str = Input(
-            description="Your question or instruction. With messages, their last turn; it may then be empty.",
+            description="Your question or instruction. With messages, their last turn; it may then be empty, but not "
+            "with documents or a video.",
             default="",
         ),
         images: list[Path] = Input(
@@ -131,7 +132,8 @@ class Predictor(BasePredictor):
             le=16384,
         ),
         system_prompt: str = Input(
-            description="What the model is told to be, before your prompt.", default="You are a helpful assistant"
+            description="What the model is told to be, before your prompt. Not together with a system message.",
+            default="You are a helpful assistant",
         ),
         temperature: float = Input(
             description="How random the text is: 0 always takes the likeliest word, 2 is the most random, -1 is what "

@@ -13,7 +13,7 @@ ANSWERS = {
     "conversation": "42",
     "document": "358",
     "video": "39",
-    "thinking_budget": None,
+    "thinking_budget": "3",
     "stop": "1",
     "sampling": None,
     "json_schema": '{"sum": 19}',

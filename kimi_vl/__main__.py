@@ -23,7 +23,7 @@ from kimi_vl.model.variants import best_model
 from kimi_vl.output.boxes import draw_shapes, find_shapes
 from kimi_vl.output.pacing import joined
 from kimi_vl.prompt.chat import DEFAULT_SYSTEM_PROMPT
-from kimi_vl.request import Request
+from kimi_vl.request import Request, fetching_by
 from kimi_vl.settings import Settings
 from kimi_vl.terminal import Chat, Screen, say, visible
 
@@ -282,7 +282,7 @@ def _answer(arguments: argparse.Namespace, chats: bool) -> None:
     request.check(settings)
     if not settings.allow_urls:  # else a picture might be downloaded twice
         request.check_pictures(settings)  # what is wrong with them is said before the wait for the weights
-    for attachment in request.attachments(settings):
+    for attachment in request.attachments(settings, fetching_by(settings)):
         with closing(attachment):
             attachment.open()
     say(f"Starting {settings.model}")

@@ -12,11 +12,12 @@ from kimi_vl.engine.base import ModelInputs, Picture
 from kimi_vl.media.confined import Spare
 from kimi_vl.media.documents import Documents
 from kimi_vl.media.images import MODULE, Images
+from kimi_vl.media.sources import Fetching
 from kimi_vl.media.videos import Video
 from kimi_vl.prompt.budget import Budget, Sized
 from kimi_vl.prompt.chat import ChatPrompt, encode, render, with_no_thinking
 from kimi_vl.prompt.processor import KimiVLProcessor
-from kimi_vl.request import Request, image_limits
+from kimi_vl.request import Request, fetching_by, image_limits
 from kimi_vl.settings import Settings
 from kimi_vl.threads import Task, Threads
 
@@ -55,7 +56,9 @@ class Reader:
             InvalidRequest: a file or a picture cannot be used, or there is no room for them.
             DeadlinePassed: it took longer.
         """
-        images, attachments = self._images(request, deadline), request.attachments(self._settings)
+        fetching = fetching_by(self._settings)
+        images = self._images(request, fetching, deadline)
+        attachments = request.attachments(self._settings, fetching)
         try:
             inputs = self._inputs(request, images, attachments, closes_thinking, deadline)
         finally:
@@ -74,9 +77,9 @@ class Reader:
         self._pool.shutdown(cancel_futures=True)
         self._spare.close()
 
-    def _images(self, request: Request, deadline: float) -> list[Images]:
+    def _images(self, request: Request, fetching: Fetching, deadline: float) -> list[Images]:
         """What reads the request's own pictures, if it has any; their files are fetched at once."""
-        files = self._at_once(request.picture_files(self._settings), deadline)
+        files = self._at_once(request.picture_files(self._settings, fetching), deadline)
         return [Images(files, *image_limits(self._settings), self._spare.take)] if files else []
 
     def _inputs(

@@ -120,12 +120,11 @@ class Request:
                     f"{MAX_STOP_CHARACTERS}."
                 )
 
-    def picture_files(self, settings: Settings) -> list[Callable[[], BinaryIO]]:
+    def picture_files(self, settings: Settings, fetching: Fetching) -> list[Callable[[], BinaryIO]]:
         """What opens the file of each picture, and raises InvalidRequest when it is not there or too large."""
-        sources, fetching = self.conversation().pictures, _fetching(settings)
         return [
             partial(_open, source, position, settings.max_image_bytes, fetching)
-            for position, source in enumerate(sources)
+            for position, source in enumerate(self.conversation().pictures)
         ]
 
     def pictures(self, settings: Settings) -> Images:
@@ -134,7 +133,7 @@ class Request:
         Raises:
             InvalidRequest: a file cannot be opened or is too large.
         """
-        files = [open_picture() for open_picture in self.picture_files(settings)]
+        files = [open_picture() for open_picture in self.picture_files(settings, fetching_by(settings))]
         return Images(files, *image_limits(settings))
 
     def check_pictures(self, settings: Settings) -> None:
@@ -157,9 +156,9 @@ class Request:
         """
         return read_conversation(self.messages, self.prompt, self.images, self.system_prompt, introductions)
 
-    def attachments(self, settings: Settings) -> list[Documents | Video]:
+    def attachments(self, settings: Settings, fetching: Fetching) -> list[Documents | Video]:
         """What holds pages and frames, in the order of the prompt; nothing is opened yet. Each must be closed."""
-        seconds, fetching = settings.max_media_seconds, _fetching(settings)
+        seconds = settings.max_media_seconds
         attachments: list[Documents | Video] = []
         if self.documents:
             attachments.append(Documents(self.documents, self.pages, settings.max_document_bytes, seconds, fetching))
@@ -167,6 +166,11 @@ class Request:
             limits = settings.max_video_bytes, settings.max_image_pixels, seconds
             attachments.append(Video(self.video, self.video_frames, self.video_fps, *limits, fetching))
         return attachments
+
+
+def fetching_by(settings: Settings) -> Fetching:
+    """How the files of one request are fetched, all of them in the seconds that begin now."""
+    return Fetching(settings.max_media_seconds, settings.allow_private_urls)
 
 
 def image_limits(settings: Settings) -> tuple[int, int, int]:
@@ -196,10 +200,6 @@ def named_file(file: object, name: str) -> Source:
             "data: URI."
         )
     return file
-
-
-def _fetching(settings: Settings) -> Fetching:
-    return Fetching(settings.max_media_seconds, settings.allow_private_urls)
 
 
 def _open(source: Source, position: int, max_bytes: int, fetching: Fetching) -> BinaryIO:

@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 from PIL import Image
@@ -108,6 +108,23 @@ def test_the_pages_share_the_engines_context_evenly(silent: Callable[[int], Serv
         assert answer.usage.input_tokens - answer.usage.image_tokens < 30 * 30
     with pytest.raises(InvalidRequest, match=r"has 30 pages, and even with 64 tokens each only \d+ fit"):
         silent(2048).answer(request)
+
+
+def test_all_files_of_a_request_have_the_same_time_to_come(
+    silent: Callable[[int], Service], pdf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    numbered("81").save(tmp_path / "81.png")
+    deadlines = []
+
+    def downloaded(url: str, name: str, file: BinaryIO, max_bytes: int, deadline: float, *_: object) -> None:
+        deadlines.append(deadline)
+        file.write((tmp_path / url.removeprefix("https://host/")).read_bytes())
+
+    monkeypatch.setattr("kimi_vl.media.sources.download", downloaded)
+    request = Request("What?", images=["https://host/81.png"] * 2, documents=[f"https://host/{pdf.name}"])
+    silent(8192).answer(request)
+    assert len(deadlines) == 3
+    assert len(set(deadlines)) == 1
 
 
 BAD_PDF, BAD_VIDEO = "The first document is no PDF, or is damaged; send it again.", "The video is of no known type"

@@ -111,7 +111,7 @@ def messages(data: bytes) -> None:
     )
     settings = Settings()
     request.check(settings)
-    conversation, readers = request.conversation(), request.picture_files(settings)
+    conversation, readers = request.conversation(), request.picture_files(settings, FETCHING)
     prompt = render(conversation.turns)
     assert prompt.pictures == len(readers) <= settings.max_images
     ids = encode(prompt, tokenizer, [BLOCK] * len(readers))

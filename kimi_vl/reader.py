@@ -56,12 +56,13 @@ class Reader:
             InvalidRequest: a file or a picture cannot be used, or there is no room for them.
             DeadlinePassed: it took longer.
         """
-        fetching = fetching_by(self._settings)
-        images = self._images(request, fetching, deadline)
-        attachments = request.attachments(self._settings, fetching)
+        fetching = fetching_by(self._settings, deadline)
+        images, attachments = list[Images](), request.attachments(self._settings, fetching)
         try:
+            images = self._images(request, fetching, deadline)
             inputs = self._inputs(request, images, attachments, closes_thinking, deadline)
         finally:
+            fetching.abandoned = True  # what still comes would keep the threads from the next request
             for each in (*images, *attachments):
                 each.close()
             self._pool.submit(self._spare.prepare)
@@ -120,7 +121,14 @@ class Reader:
 
     def _at_once(self, calls: Sequence[Callable[[], T]], deadline: float) -> list[T]:
         """What each of them returns, all called on the pool."""
-        return [task.result(deadline) for task in [Task(self._pool, call) for call in calls]]
+        tasks: list[Task[T]] = []
+        try:
+            for call in calls:
+                tasks.append(Task(self._pool, call))
+            return [task.result(deadline) for task in tasks]
+        finally:
+            for task in tasks:
+                task.abandon()
 
     def _seen(self, kind: str, picture: Picture) -> dict[str, str | int]:
         (rows, columns), images = picture.grid, self._processor.image_processor

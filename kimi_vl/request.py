@@ -1,5 +1,6 @@
 """What can be asked, and every limit on it."""
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -168,9 +169,13 @@ class Request:
         return attachments
 
 
-def fetching_by(settings: Settings) -> Fetching:
-    """How the files of one request are fetched, all of them in the seconds that begin now."""
-    return Fetching(settings.max_media_seconds, settings.allow_private_urls)
+def fetching_by(settings: Settings, deadline: float = math.inf) -> Fetching:
+    """How the files of one request are fetched, all of them in the seconds that begin now.
+
+    Args:
+        deadline: of the request, on the clock of monotonic().
+    """
+    return Fetching(settings.max_media_seconds, settings.allow_private_urls, deadline)
 
 
 def image_limits(settings: Settings) -> tuple[int, int, int]:

@@ -114,3 +114,4 @@ class Task(Generic[T]):
         except BaseException as error:
             outcome.set_exception(error)
         self._ended.put(outcome)
+        del outcome  # else an error, whose traceback has this frame, would keep itself and all that waited for it

@@ -114,17 +114,17 @@ def test_all_files_of_a_request_have_the_same_time_to_come(
     silent: Callable[[int], Service], pdf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     numbered("81").save(tmp_path / "81.png")
-    deadlines = []
+    fetchings = []
 
-    def downloaded(url: str, name: str, file: BinaryIO, max_bytes: int, deadline: float, *_: object) -> None:
-        deadlines.append(deadline)
+    def downloaded(url: str, name: str, file: BinaryIO, max_bytes: int, left: Any, *_: object) -> None:
+        fetchings.append(left.__self__)
         file.write((tmp_path / url.removeprefix("https://host/")).read_bytes())
 
     monkeypatch.setattr("kimi_vl.media.sources.download", downloaded)
     request = Request("What?", images=["https://host/81.png"] * 2, documents=[f"https://host/{pdf.name}"])
     silent(8192).answer(request)
-    assert len(deadlines) == 3
-    assert len(set(deadlines)) == 1
+    assert len(fetchings) == 3
+    assert all(fetching is fetchings[0] for fetching in fetchings)
 
 
 BAD_PDF, BAD_VIDEO = "The first document is no PDF, or is damaged; send it again.", "The video is of no known type"

@@ -1,16 +1,20 @@
 """URLs → files, from public addresses only."""
 
+import os
+import select
 import socket
 import ssl
 from collections.abc import Callable
+from contextlib import suppress
+from errno import EINPROGRESS
 from http.client import HTTPConnection, HTTPException
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 from string import punctuation
-from time import monotonic
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 from urllib.parse import SplitResult, quote, urljoin, urlsplit
 
 from kimi_vl.errors import InvalidRequest
+from kimi_vl.threads import POLL_SECONDS
 
 MAX_REDIRECTS = 3
 CHUNK = 2**16  # bytes
@@ -19,6 +23,7 @@ GLOBAL_UNICAST = IPv6Network("2000::/3")
 HEADERS = {"Accept": "*/*", "User-Agent": "kimi-vl"}
 
 Address = IPv4Address | IPv6Address
+T = TypeVar("T")
 
 
 def is_public(address: Address) -> bool:
@@ -33,7 +38,7 @@ def download(
     name: str,
     file: BinaryIO,
     max_bytes: int,
-    deadline: float,
+    seconds_left: Callable[[], float],
     is_public: Callable[[Address], bool] = is_public,
     context: ssl.SSLContext | None = None,
 ) -> None:
@@ -44,12 +49,13 @@ def download(
         name: what it is to the person who sent it, as a message begins: "The first picture".
         file: is written to.
         max_bytes: no more than one byte beyond these is read.
-        deadline: when all of it must be here, by the monotonic clock; only the resolver of names keeps its own time.
+        seconds_left: in which all of it must be here; asked every POLL_SECONDS, and raises TimeoutError when there are
+            none. Only the resolver of names keeps its own time.
         is_public: whether an address may be connected to; asked about the address itself, of every redirect too.
         context: whose certificates are trusted; the system's by default.
     Raises:
         InvalidRequest: it is no http(s) URL, leads to an address that is not public, or does not answer with a file.
-        TimeoutError: the deadline has passed.
+        TimeoutError: no time is left.
     """
     context = context or ssl.create_default_context()
     context.sslsocket_class = _TlsSocket
@@ -60,10 +66,11 @@ def download(
             if parts.scheme not in schemes or not parts.hostname or "@" in parts.netloc:
                 kind = " or ".join(schemes)
                 raise InvalidRequest(f"{name} leads to a URL that is not a plain {kind} URL; send one, or a data: URI.")
+            seconds_left()  # else the resolver would be asked in vain
             addresses = _resolve(parts)
             if not addresses or not all(is_public(ip_address(address[0])) for _, address in addresses):
                 raise InvalidRequest(f"{name} has a URL whose host has no public address; send it as a data: URI.")
-            connection = _Connection(parts, addresses, context, deadline)
+            connection = _Connection(parts, addresses, context, seconds_left)
             try:
                 connection.request("GET", _target(parts), headers=HEADERS)
                 response = connection.getresponse()
@@ -88,63 +95,79 @@ def download(
 
 
 class _PlainSocket(socket.socket):
-    """Gives a server until the deadline, however slowly its bytes trickle in."""
+    """Gives a server the time that is left, however slowly its bytes trickle in."""
 
-    deadline: float
+    seconds_left: Callable[[], float]
 
     def recv_into(self, buffer: Any, nbytes: int = 0, flags: int = 0) -> int:
-        self.settimeout(_left(self.deadline))
-        return super().recv_into(buffer, nbytes, flags)
+        return _in_steps(self, self.seconds_left, super().recv_into, buffer, nbytes, flags)
 
 
 class _TlsSocket(ssl.SSLSocket):
     """The same over TLS."""
 
-    deadline: float
+    seconds_left: Callable[[], float]
 
     def recv_into(self, buffer: Any, nbytes: int | None = None, flags: int = 0) -> int:
-        self.settimeout(_left(self.deadline))
-        return super().recv_into(buffer, nbytes, flags)
+        return _in_steps(self, self.seconds_left, super().recv_into, buffer, nbytes, flags)
 
 
 class _Connection(HTTPConnection):
     """Connects to addresses that were checked, by the URL's name for TLS and HTTP."""
 
     def __init__(
-        self, parts: SplitResult, addresses: list[tuple[int, Any]], context: ssl.SSLContext, deadline: float
+        self,
+        parts: SplitResult,
+        addresses: list[tuple[int, Any]],
+        context: ssl.SSLContext,
+        seconds_left: Callable[[], float],
     ) -> None:
         self.default_port = _port(parts)  # which HTTP's Host header leaves out
         super().__init__(_ascii_host(parts), parts.port)
         self._addresses = addresses
         self._tls = context if parts.scheme == "https" else None
-        self._deadline = deadline
+        self._seconds_left = seconds_left
 
     def connect(self) -> None:
         """To the first address that answers."""
         for family, address in self._addresses:
             sock: Any = _PlainSocket(family, socket.SOCK_STREAM)
             try:
-                sock.settimeout(_left(self._deadline))
-                sock.connect(address)
-                sock.settimeout(_left(self._deadline))
+                _connect(sock, address, self._seconds_left)
                 if self._tls:
-                    sock = self._tls.wrap_socket(sock, server_hostname=self.host)
+                    sock = self._tls.wrap_socket(sock, server_hostname=self.host, do_handshake_on_connect=False)
+                    _in_steps(sock, self._seconds_left, sock.do_handshake)
+                sock.settimeout(self._seconds_left())  # to send what the kernel takes at once
             except OSError as error:
                 sock.close()
                 failure = error
                 continue
-            sock.deadline = self._deadline
+            sock.seconds_left = self._seconds_left
             self.sock = sock
             return
         raise failure
 
 
-def _left(deadline: float) -> float:
-    """Seconds until then."""
-    left = deadline - monotonic()
-    if left <= 0:
-        raise TimeoutError
-    return left
+def _connect(sock: socket.socket, address: Any, seconds_left: Callable[[], float]) -> None:
+    """Connects, and gives up as soon as no time is left."""
+    sock.setblocking(False)
+    error = sock.connect_ex(address)
+    if error == EINPROGRESS:
+        done = select.poll()
+        done.register(sock, select.POLLOUT)
+        while not done.poll(1000 * min(POLL_SECONDS, seconds_left())):
+            pass
+        error = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+    if error:
+        raise OSError(error, os.strerror(error))
+
+
+def _in_steps(sock: socket.socket, seconds_left: Callable[[], float], call: Callable[..., T], *arguments: Any) -> T:
+    """What a call that waits for a socket returns; it is tried again until no time is left."""
+    while True:
+        sock.settimeout(min(POLL_SECONDS, seconds_left()))
+        with suppress(TimeoutError):
+            return call(*arguments)
 
 
 def _resolve(parts: SplitResult) -> list[tuple[int, Any]]:

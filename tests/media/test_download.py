@@ -16,6 +16,7 @@ import trustme
 
 from kimi_vl.errors import InvalidRequest
 from kimi_vl.media.download import Address, download, is_public
+from kimi_vl.media.sources import Fetching
 
 AUTHORITY = trustme.CA()
 PICTURE = b"a picture"
@@ -126,7 +127,7 @@ def fetch(
     context = ssl.create_default_context()
     AUTHORITY.configure_trust(context)
     file = BytesIO()
-    download(url, "The first picture", file, max_bytes, time.monotonic() + seconds, public, context)
+    download(url, "The first picture", file, max_bytes, Fetching(seconds, private=True).seconds_left, public, context)
     return file.getvalue()
 
 
@@ -237,7 +238,7 @@ def test_the_certificate_must_be_of_an_authority_that_is_trusted(port: int) -> N
             "The first picture",
             BytesIO(),
             1000,
-            time.monotonic() + 10,
+            Fetching(10, private=True).seconds_left,
             lambda address: True,
         )
 

@@ -7,7 +7,7 @@ import ssl
 from collections.abc import Callable
 from contextlib import suppress
 from errno import EINPROGRESS
-from http.client import HTTPConnection, HTTPException
+from http.client import HTTPConnection, HTTPException, IncompleteRead
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 from string import punctuation
 from typing import Any, BinaryIO, TypeVar
@@ -79,6 +79,8 @@ def download(
                     left = max_bytes + 1
                     while left and (chunk := response.read(min(left, CHUNK))):
                         left -= file.write(chunk)
+                    if left and response.length:  # bytes that were promised, whose absence read() does not mind
+                        raise IncompleteRead(b"", response.length)
                     return
             finally:
                 connection.close()

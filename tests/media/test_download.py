@@ -45,6 +45,19 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(b"2\r\na \r\n7\r\npicture\r\n0\r\n\r\n")
 
+    def short(self, length: str) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", length)
+        self.end_headers()
+        self.wfile.write(PICTURE)
+
+    def short_chunked(self, _: str) -> None:
+        self.protocol_version = "HTTP/1.1"
+        self.send_response(200)
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        self.wfile.write(b"2\r\na \r\n")
+
     def endless(self, _: str) -> None:
         self.send_response(200)
         self.end_headers()
@@ -131,7 +144,7 @@ def fetch(
     return file.getvalue()
 
 
-@pytest.mark.parametrize("path", ["/picture", "", "/chunked", "/rounds/2", "/rounds/0#there"])
+@pytest.mark.parametrize("path", ["/picture", "", "/chunked", f"/short/{len(PICTURE)}", "/rounds/2", "/rounds/0#there"])
 def test_gives_the_file(port: int, path: str) -> None:
     assert fetch(f"https://127.0.0.1:{port}{path}") == PICTURE
 
@@ -193,6 +206,9 @@ def test_a_server_that_says_nothing_has_no_more_time_either(scheme: str) -> None
         ("/to/file:///etc/passwd", "leads to a URL that is not a plain https URL"),
         ("/to/https://me:secret@127.0.0.1/", "leads to a URL that is not a plain https URL"),
         ("/to/https://[", "could not be fetched"),
+        ("/short/10", "could not be fetched"),
+        ("/short/1000000", "could not be fetched"),
+        ("/short_chunked", "could not be fetched"),
         ("/status/404", "its server answered with status 404"),
         ("/status/204", "its server answered with status 204"),
         ("/status/302", "its server answered with status 302"),

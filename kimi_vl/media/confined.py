@@ -10,8 +10,8 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
 from threading import Lock
@@ -140,7 +140,7 @@ class ConfinedReader:
         Args:
             started: the process that reads.
             subject: what is read, for messages: "the documents".
-            seconds: from the first message to the end of the process.
+            seconds: that the process may take, beside its waits for the service.
         """
         self._started, self._subject, self._seconds = started, subject, seconds
         self._process: Process | None = None
@@ -267,7 +267,8 @@ class Channel:
 
     def receive(self) -> Message:
         """The next message; without one, the service is gone, and the process ends."""
-        line = self._lines.readline()
+        with self._waiting():
+            line = self._lines.readline()
         if not line:
             sys.exit()
         message: Message = json.loads(line)
@@ -275,8 +276,16 @@ class Channel:
 
     def send(self, message: Message, pixels: bytes = b"") -> None:
         """Sends a message, and the pixels of a picture after it."""
-        self._socket.sendall(json.dumps(message).encode() + b"\n")
-        self._socket.sendall(pixels)
+        with self._waiting():
+            self._socket.sendall(json.dumps(message).encode() + b"\n")
+            self._socket.sendall(pixels)
+
+    @contextmanager
+    def _waiting(self) -> Iterator[None]:
+        """Meanwhile the alarm stands still: how long other files take to come is no fault of these."""
+        seconds, _ = signal.setitimer(signal.ITIMER_REAL, 0)
+        yield
+        signal.setitimer(signal.ITIMER_REAL, seconds)
 
     def begin_step(self, pictures: int = 1) -> None:
         """From here on the process may compute as long as for so many pictures or pages, or it ends."""

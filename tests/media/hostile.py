@@ -20,6 +20,10 @@ def work(channel: Channel, request: Message) -> None:
             channel.begin_step()
             time.sleep(0.1)  # does not count
             work(channel, {"do": "spin"})
+        case "sleep when asked":
+            channel.send({})
+            channel.receive()
+            time.sleep(60)
         case "crash":
             ctypes.string_at(0)
         case "eat":

@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from random import Random
 
@@ -52,6 +53,22 @@ def test_a_step_that_computes_for_too_long_ends_in_a_sentence() -> None:
         reader.start([], {"do": "spin in a step"})
     reader.close()
     assert str(refusal.value) == TOO_MUCH
+
+
+def test_only_what_it_does_takes_its_time_not_what_it_waits_for() -> None:
+    with closing(ConfinedReader(lambda: Process("tests.media.hostile"), "the thing", 1)) as reader:
+        reader.start([], {"do": "draw"})
+        time.sleep(1.5)
+        reader.send_sizes([(1000, 1000)] * 3)  # far more than lies on the way to whoever reads it
+        time.sleep(1.5)
+        assert [reader.picture(place).size for place in range(3)] == [(1000, 1000)] * 3
+
+
+def test_after_a_wait_its_time_goes_on(reader: ConfinedReader) -> None:
+    reader.start([], {"do": "sleep when asked"})
+    with pytest.raises(InvalidRequest) as refusal:
+        reader.ask({})
+    assert str(refusal.value) == LATE
 
 
 def test_it_sees_the_file_and_nothing_of_the_service(

@@ -108,6 +108,7 @@ class Reader:
                 self._context_length,
                 request.max_new_tokens,
                 lambda introduced: len(encode(prompt(introduced), tokenizer, [0] * (len(stored) + introduced))),
+                deadline,
             )
             drawn = [[Sized(each.kind, *size, each.enlarges) for size in each.sizes] for each in attachments]
             most = budget.share([each for part in drawn for each in part], len(stored), most)

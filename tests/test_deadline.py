@@ -14,6 +14,8 @@ from kimi_vl.errors import InvalidRequest
 from kimi_vl.media.confined import ConfinedReader
 from kimi_vl.model.variants import UNNAMED, WEIGHTS
 from kimi_vl.output.pacing import joined
+from kimi_vl.prompt.budget import Sized
+from kimi_vl.prompt.image_processor import ImageProcessor
 from kimi_vl.prompt.processor import KimiVLProcessor
 from kimi_vl.request import Request
 from kimi_vl.service import Answer, Service
@@ -175,6 +177,26 @@ def test_checking_a_schema_counts(make: Callable[..., Service]) -> None:
     is_right(service)
     with pytest.raises(InvalidRequest, match="takes more than 3 seconds"):
         service.answer(Request("What is 12 + 7?", json_schema=endless, timeout_s=30))
+
+
+def test_dividing_the_context_among_pages_counts(
+    make: Callable[..., Service], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The request's own thread does it, so nobody else can end it."""
+    (tmp_path / "d.pdf").write_bytes(numbers(["17"]))
+    service, tried, size = make(), list[int](), Sized.size
+
+    def slow(page: Sized, processor: ImageProcessor, most: int) -> tuple[int, int]:
+        tried.append(most)
+        time.sleep(0.3)
+        return size(page, processor, most)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Sized, "size", slow)
+        answer = service.answer(Request("What?", documents=[tmp_path / "d.pdf"], timeout_s=1.5))
+        assert ended(answer) == ""
+    assert len(tried) <= 6, "though ten are needed"
+    is_right(service)
 
 
 @pytest.mark.parametrize("seconds", [-1, 86_401, math.nan, math.inf])

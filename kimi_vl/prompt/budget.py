@@ -5,8 +5,9 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from time import monotonic
 
-from kimi_vl.errors import InvalidRequest
+from kimi_vl.errors import DeadlinePassed, InvalidRequest
 from kimi_vl.prompt.image_processor import ImageProcessor
 
 FLOOR = 64  # tokens of a picture, below which nothing can be read in it
@@ -35,6 +36,7 @@ class Budget:
     context_length: int
     max_new_tokens: int
     text_tokens: Callable[[int], int]  # of the prompt without its pictures, with the first so many pages and frames
+    deadline: float = math.inf  # of the request, on the clock of monotonic()
 
     def share(self, drawn: Sequence[Sized], images: int, most: int) -> int:
         """Most tokens of each picture with which all of them fit, the same for all; small ones take less.
@@ -46,6 +48,7 @@ class Budget:
         Raises:
             InvalidRequest: so little would be left for each that nothing could be read; the message says how many
                 pages and frames would fit.
+            DeadlinePassed: it took longer.
         """
         limit = self.processor.in_token_limit // math.prod(self.processor.merge_kernel_size)
         limit = min(most or limit, limit)
@@ -71,6 +74,8 @@ class Budget:
         )
 
     def _lacks_room(self, text: int, drawn: Sequence[Sized], images: int, share: int) -> bool:
+        if monotonic() >= self.deadline:  # a thousand pages of different sizes take seconds
+            raise DeadlinePassed
         tokens = text + images * share + min(self.max_new_tokens, ANSWER)
         for each, count in Counter(drawn).items():
             tokens += count * self.processor.tokens(self.processor.grid(*each.size(self.processor, share)))

@@ -23,7 +23,8 @@ from kimi_vl.errors import InvalidRequest
 
 ROOT = Path(__file__).resolve().parents[2]
 MEMORY = 512 << 20  # bytes, beside what Python and the libraries take
-STEP_SECONDS = 1.8  # of one core, for one picture or page; most take less than a tenth
+STEP_SECONDS = 1.8  # of one core, for a page or a picture; most take less than a tenth
+STEP_PIXELS = 16_000_000  # of a picture; a larger one has time in proportion
 DEFEATED = 3  # exit status of a process that met what it cannot read
 Size = tuple[int, int]  # width, height
 Message = dict[str, Any]
@@ -238,8 +239,8 @@ class ConfinedReader:
             )
         if status == -signal.SIGPROF:
             return InvalidRequest(
-                f"Reading {self._subject} takes more than {STEP_SECONDS} seconds for one picture or page, the limit; "
-                "send something simpler."
+                f"Reading {self._subject} takes more than {STEP_SECONDS} seconds for a page, or for "
+                f"{STEP_PIXELS / 1e6:g} megapixels of a picture, the limit; send something simpler."
             )
         if status < 0 or status == DEFEATED:
             return InvalidRequest(
@@ -287,9 +288,10 @@ class Channel:
         yield
         signal.setitimer(signal.ITIMER_REAL, seconds)
 
-    def begin_step(self, pictures: int = 1) -> None:
-        """From here on the process may compute as long as for so many pictures or pages, or it ends."""
-        signal.setitimer(signal.ITIMER_PROF, STEP_SECONDS * pictures)
+    def begin_step(self, pictures: Sequence[Size] = ()) -> None:
+        """From here on the process may compute as long as for a page, or for pictures of these sizes, or it ends."""
+        steps = sum(max(1, width * height / STEP_PIXELS) for width, height in pictures)
+        signal.setitimer(signal.ITIMER_PROF, STEP_SECONDS * (steps or 1))
 
 
 def main() -> None:

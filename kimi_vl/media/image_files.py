@@ -54,7 +54,7 @@ def work(channel: Channel, request: Message) -> None:
 
     with ThreadPoolExecutor(THREADS) as pool:
         for batch in batches(stored):
-            channel.begin_step(len(batch))
+            channel.begin_step([stored[position] for position in batch])
             for turned, pixels in pool.map(draw, batch):
                 channel.send({"turned": turned}, pixels)
 

@@ -26,7 +26,9 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIF")
 NUMBER = encoded(number())
 UNKNOWN = "is not a picture of a known type"
 DAMAGED = "is damaged or"
-TOO_MUCH = "takes more than 1.8 seconds for one picture or page, the limit; send something simpler."
+TOO_MUCH = (
+    "takes more than 1.8 seconds for a page, or for 16 megapixels of a picture, the limit; send something simpler."
+)
 
 
 def test_sizes_that_are_only_claimed(target: Target) -> None:

@@ -20,6 +20,12 @@ def work(channel: Channel, request: Message) -> None:
             channel.begin_step()
             time.sleep(0.1)  # does not count
             work(channel, {"do": "spin"})
+        case "compute":
+            channel.begin_step([request["picture"]])
+            until = time.process_time() + request["for"]
+            while time.process_time() < until:
+                pass
+            channel.send({})
         case "sleep when asked":
             channel.send({})
             channel.receive()

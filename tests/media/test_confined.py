@@ -1,5 +1,6 @@
 """The process that reads hostile files: what it may do, and what its end means."""
 
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -24,7 +25,10 @@ def reader() -> Iterator[ConfinedReader]:
 
 LATE = "Reading the thing took longer than 4 seconds, the limit; send less of it, or something simpler."
 DEFEATED = "Reading the thing failed: a file is damaged, or needs more than 512 MB of memory; send another."
-TOO_MUCH = "Reading the thing takes more than 1.8 seconds for one picture or page, the limit; send something simpler."
+TOO_MUCH = (
+    "Reading the thing takes more than 1.8 seconds for a page, or for 16 megapixels of a picture, the limit; "
+    "send something simpler."
+)
 
 
 @pytest.mark.parametrize(
@@ -53,6 +57,16 @@ def test_a_step_that_computes_for_too_long_ends_in_a_sentence() -> None:
         reader.start([], {"do": "spin in a step"})
     reader.close()
     assert str(refusal.value) == TOO_MUCH
+
+
+def test_a_large_picture_has_time_in_proportion() -> None:
+    with closing(ConfinedReader(lambda: Process("tests.media.hostile"), "the thing", 60)) as reader:
+        reader.start([], {"do": "compute", "picture": (6000, 4000), "for": 2.2})
+    with (
+        closing(ConfinedReader(lambda: Process("tests.media.hostile"), "the thing", 60)) as reader,
+        pytest.raises(InvalidRequest, match=re.escape(TOO_MUCH)),
+    ):
+        reader.start([], {"do": "compute", "picture": (4000, 4000), "for": 2.2})
 
 
 def test_only_what_it_does_takes_its_time_not_what_it_waits_for() -> None:

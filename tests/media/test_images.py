@@ -8,6 +8,7 @@ from contextlib import closing
 from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
+from unittest.mock import Mock, call
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from PIL import Image, ImageCms
 
 from kimi_vl.errors import InvalidRequest
 from kimi_vl.media.files import memory_file, open_file
-from kimi_vl.media.image_files import FORMATS_TO_SEND, LARGE, TOGETHER, batches, decode, open_picture
+from kimi_vl.media.image_files import FORMATS_TO_SEND, LARGE, TOGETHER, batches, decode, open_picture, work
 from kimi_vl.media.images import Images, ordinal
 
 FORMATS = ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIF"]
@@ -322,6 +323,15 @@ def test_pictures_come_upright_in_the_sizes_that_they_are_asked_for() -> None:
         images.send_sizes([(32, 48), (48, 32)])
         for position in (1, 0):
             assert difference(images.picture(position), scene(48, 32)) < 5
+
+
+def test_each_picture_has_the_time_that_its_size_takes() -> None:
+    sizes = [(4500, 4000), (96, 64), (64, 96), (4000, 4500)]
+    files = [opened(encoded(scene(*size), "JPEG")) for size in sizes]
+    channel = Mock(files=files)
+    channel.receive.return_value = {"sizes": [(28, 28)] * 4}
+    work(channel, {"names": [""] * 4, "max_pixels": 20_000_000})
+    assert channel.begin_step.call_args_list == [call(), call(sizes[:3]), call(sizes[3:])]
 
 
 def test_all_pictures_together_have_a_limit() -> None:

@@ -52,6 +52,8 @@ def limits() -> str:
         "a video": f"{_size(default, 'max_video_bytes')}; {videos.MAX_FRAMES} of its frames are seen",
         "reading pictures, documents or a video": f"{confined.MEMORY >> 20} MB of memory, "
         f"{_settable(default, 'max_media_seconds', ' seconds')}, in a process of its own",
+        "reading a page, or a picture": f"{confined.STEP_SECONDS} seconds of one core; beyond "
+        f"{confined.STEP_PIXELS / 1e6:g} megapixels time in proportion to them",
         "a URL": f"{messages.MAX_URL_CHARACTERS:,} characters, {MAX_REDIRECTS} redirects, public addresses; for all "
         f"together {_settable(default, 'max_media_seconds', ' seconds')}",
         "`stop`": f"{request.MAX_STOPS} texts of {request.MAX_STOP_CHARACTERS} characters",

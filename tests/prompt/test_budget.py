@@ -75,7 +75,7 @@ def test_a_page_fills_what_it_gets_and_the_processor_leaves_it_so(width: float, 
     assert used <= most
     assert images.scaled_size(*size) == size
     if 1 / 3 < width / height < 3 and most >= FLOOR:
-        assert used > 0.8 * most
+        assert used >= 0.8 * most  # 80 allow a square of 64
         assert abs(size[0] / size[1] / (width / height) - 1) < 0.1
 
 

@@ -50,7 +50,7 @@ def test_a_private_address_needs_permission() -> None:
         silent_host() as url,
         pytest.raises(InvalidRequest, match="The first document has a URL whose host has no pub"),
     ):
-        read(url)
+        read(url, fetching=Fetching(seconds=1, private=False))
 
 
 def test_all_files_have_the_same_deadline() -> None:

@@ -135,9 +135,10 @@ def test_reading_pictures_counts(
     with monkeypatch.context() as patch:
         patch.setattr(where, endless)
         started = time.monotonic()
-        answer = service.answer(Request("What?", images=[tmp_path / "p.png"] * 8, timeout_s=0.3))
-        assert ended(answer) == ""
-        assert time.monotonic() - started < 1.5
+        # in that time a process must have started, and the pictures been opened
+        answer = service.answer(Request("What?", images=[tmp_path / "p.png"] * 8, timeout_s=2))
+        assert ended(answer, within=3) == ""
+        assert time.monotonic() - started < 3.5
         release.set()
     assert (answer.usage.input_tokens > 0) == (stage == "cut")
     is_right(service)

@@ -95,7 +95,6 @@ class FastEngine(Engine):
     def _read(self, inputs: ModelInputs, stopped: Callable[[], bool] = lambda: False) -> None:
         """Fills the cache with the prompt, and `decoder.logits` with what follows it; or not, once it is stopped."""
         self._stopwatch.start()
-        self.cached_tokens = 0
         prompt = Prompt.of(inputs, self._media_id, self._answer_prefix)
         self.cached_tokens = self._reusable(prompt)
         stops = [stop for stop in _piece_ends(prompt) if stop > self.cached_tokens]

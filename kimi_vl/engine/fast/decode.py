@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kimi_vl.engine.base import SamplingParams, to_device
 from kimi_vl.engine.fast.kernels.experts import contract, expand
-from kimi_vl.engine.fast.kernels.latent_attention import SPLITS, attend, merge
+from kimi_vl.engine.fast.kernels.latent_attention import SPLITS, attend, merge, project_up
 from kimi_vl.engine.fast.kernels.latent_query import absorb
 from kimi_vl.engine.fast.kernels.linear import linear_add, norm_linear
 from kimi_vl.engine.fast.kernels.routing import Scratch, route
@@ -31,6 +31,7 @@ class _Buffers:
     query: Tensor  # [heads, latent + rope]
     parts: Tensor  # [splits, heads, latent]
     sums: Tensor  # [splits, heads] float32
+    latents: Tensor  # [heads, latent]
     attended: Tensor  # [heads * value]
     best: Tensor  # [blocks of the vocabulary] float32
     best_ids: Tensor  # [blocks of the vocabulary] int32
@@ -172,8 +173,9 @@ class Decoder:
         )
         norm_linear(b.x, attention.gain, attention.projections, b.projected, attention.eps, "projections")
         absorb(b.projected, attention, self.rotary, self.position, cache, b.query)
-        attend(b.query, cache, self.position, b.parts, b.sums, attention.scale)
-        merge(b.parts, b.sums, attention, self.position, b.attended)
+        attend(b.query, cache, self.position, b.parts, b.sums, attention)
+        merge(b.parts, b.sums, self.position, b.latents)
+        project_up(b.latents, attention, b.attended)
         linear_add(b.x, attention.out, b.attended)
         route(b.x, mlp, work)
         expand(b.x, mlp, work)
@@ -220,6 +222,7 @@ def _allocate(weights: Weights) -> _Buffers:
         query=torch.zeros(attention.heads, attention.row, dtype=dtype, device=device),
         parts=torch.zeros(SPLITS, attention.heads, attention.latent, dtype=dtype, device=device),
         sums=floats(SPLITS, attention.heads),
+        latents=torch.zeros(attention.heads, attention.latent, dtype=dtype, device=device),
         attended=torch.zeros(attention.out.shape[1], dtype=dtype, device=device),
         best=floats(blocks),
         best_ids=torch.zeros(blocks, dtype=torch.int32, device=device),

@@ -7,7 +7,7 @@ import torch
 
 from kimi_vl.engine.base import SamplingParams
 from kimi_vl.engine.fast.kernels.experts import contract, expand
-from kimi_vl.engine.fast.kernels.latent_attention import TOKENS, attend, merge
+from kimi_vl.engine.fast.kernels.latent_attention import TOKENS, attend, merge, project_up
 from kimi_vl.engine.fast.kernels.latent_query import absorb
 from kimi_vl.engine.fast.kernels.linear import linear_add, norm_linear
 from kimi_vl.engine.fast.kernels.operation import TILES, Operation, Tile
@@ -68,26 +68,36 @@ def test_attend_and_merge(length: int, heads: int, dtype: torch.dtype) -> None:
     query = normal(heads, weights.latent + weights.rope, dtype=dtype)
     position = torch.tensor([length - 1], dtype=torch.int32, device=DEVICE)
     parts, sums = poison(4, heads, weights.latent, dtype=dtype), poison(4, heads)
-    out = poison(heads * weights.value, dtype=dtype)
+    latents = poison(heads, weights.latent, dtype=dtype)
 
     def both(merge_of: Any, attend_of: Any) -> None:
-        attend_of(query, cache, position, parts, sums, weights.scale)
-        merge_of(parts, sums, weights, position, out)
+        attend_of(query, cache, position, parts, sums, weights)
+        merge_of(parts, sums, position, latents)
 
     operation = Operation(
         lambda *_: both(merge.launch, attend.launch), lambda *_: both(merge.reference, attend.reference)
     )
-    check(operation, [out], tolerance=TOLERANCE[dtype])
+    check(operation, [latents], tolerance=TOLERANCE[dtype])
+
+
+@DTYPES
+@pytest.mark.parametrize("heads", [1, 3, 16])
+def test_project_up(heads: int, dtype: torch.dtype) -> None:
+    weights = attention_weights(heads, dtype)
+    out = poison(heads * weights.value, dtype=dtype)
+    arguments = (normal(heads, weights.latent, dtype=dtype), weights, out)
+    check(project_up, [out], *arguments, tolerance=TOLERANCE[dtype])
 
 
 def test_the_splits_joined_are_plain_attention() -> None:
     weights = attention_weights(3, torch.float32)
     length, position = 5 * TOKENS + 3, torch.tensor([5 * TOKENS + 2], dtype=torch.int32, device=DEVICE)
     cache, query = normal(length, weights.latent + weights.rope), normal(3, weights.latent + weights.rope)
-    parts, sums = poison(4, 3, weights.latent), poison(4, 3)
+    parts, sums, latents = poison(4, 3, weights.latent), poison(4, 3), poison(3, weights.latent)
     out = poison(3 * weights.value)
-    attend.reference(query, cache, position, parts, sums, weights.scale)
-    merge.reference(parts, sums, weights, position, out)
+    attend.reference(query, cache, position, parts, sums, weights)
+    merge.reference(parts, sums, position, latents)
+    project_up.reference(latents, weights, out)
     mixed = torch.softmax(query @ cache.T * weights.scale, 1) @ cache[:, : weights.latent]
     values = weights.kv_b.view(3, -1, weights.latent)[:, weights.nope :]
     torch.testing.assert_close(out, torch.einsum("hl,hvl->hv", mixed, values).flatten(), rtol=1e-4, atol=1e-4)

@@ -1,8 +1,8 @@
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
 """Decoding attention over the latent cache: `attend` splits the cache over the GPU, `merge` joins the splits.
 
-kv_b_proj's value half is applied in `merge`, once, to the weighted sum of the latents. All sizes of a head are powers
-of two; for the query see latent_query.py.
+kv_b_proj's value half is applied afterwards by `project_up`, once, to the weighted mean of the latents. All sizes of a
+head are powers of two; for the query see latent_query.py.
 """
 
 import torch
@@ -20,16 +20,16 @@ from kimi_vl.engine.fast.kernels.operation import (
     run_kernel,
     wait_for_previous,
 )
-from kimi_vl.engine.fast.kernels.weight import dot_rows
+from kimi_vl.engine.fast.kernels.weight import dot_rows, piece_sizes
 from kimi_vl.engine.fast.weights import Attention
 
-SPLITS = 128  # parts of the cache that are attended to at the same time: about one for each multiprocessor
-TOKENS = 64  # cached tokens in a tile
+SPLITS = 132  # parts of the cache that are attended to at the same time: one for each multiprocessor of an H100
+TOKENS = 32  # cached tokens in a tile
 AHEAD = slice(16, 64)  # of a split's tokens, asked for before their query is there: the fastest tried on an H100
-STAGES = {True: 3, False: 2}  # tiles on their way, by is_hopper: 168 KB of shared memory, or 94 KB
-MERGE_ROWS = 16  # value rows in one program of `merge`
-MERGE_SPLITS = 32  # splits that `merge` reads at once
+STAGES = {True: 4, False: 2}  # tiles on their way, by is_hopper: 130 KB of shared memory, or 56 KB
 WARPS = 4
+MERGE_COLUMNS, MERGE_WARPS = 16, 1  # latent columns in one program of `merge`: small ones leave room for what follows
+VALUE_ROWS, VALUE_WARPS = 16, 8  # value rows in one program of `project_up`
 
 
 @triton.jit
@@ -53,6 +53,7 @@ def _attend_kernel(
     position_pointer,
     parts,
     sums,
+    o_proj,
     scale,
     HEADS: tl.constexpr,
     HEADS_BLOCK: tl.constexpr,
@@ -62,6 +63,7 @@ def _attend_kernel(
     SPLITS: tl.constexpr,
     SKIPPED: tl.constexpr,
     AHEAD: tl.constexpr,
+    SHARE: tl.constexpr,
     PDL: tl.constexpr,
 ):
     # The next kernel is not released: its programs would crowd out some of these, which need a multiprocessor each.
@@ -75,10 +77,13 @@ def _attend_kernel(
         # a guess, since the kernels before may be at work; read in another way, it is not taken for what is read below
         guess = tl.load(position_pointer, cache_modifier=".cg")
         first, last = _tokens_of_split(guess, split, TOKENS, SPLITS)
-        first, last = first + SKIPPED, tl.minimum(first + AHEAD, last)
-        if first < last:
+        begin, end = first + SKIPPED, tl.minimum(first + AHEAD, last)
+        if first >= last:  # idle while the others attend
+            share_bytes: tl.constexpr = SHARE * o_proj.dtype.element_ty.primitive_bitwidth // 8
+            prefetch(o_proj + split * SHARE, share_bytes)
+        elif begin < end:
             row_bytes: tl.constexpr = width * cache.dtype.element_ty.primitive_bitwidth // 8
-            prefetch(cache + first.to(tl.int64) * width, (last - first) * row_bytes)
+            prefetch(cache + begin.to(tl.int64) * width, (end - begin) * row_bytes)
     wait_for_previous(PDL)
     first, last = _tokens_of_split(tl.load(position_pointer), split, TOKENS, SPLITS)
     if first < last:
@@ -107,8 +112,11 @@ def _attend_kernel(
         tl.store(sums + place, maximum + tl.log2(total), mask=known)
 
 
-def _launch_attend(query: Tensor, cache: Tensor, position: Tensor, parts: Tensor, sums: Tensor, scale: float) -> None:
+def _launch_attend(
+    query: Tensor, cache: Tensor, position: Tensor, parts: Tensor, sums: Tensor, attention: Attention
+) -> None:
     splits, heads, latent = parts.shape
+    o_proj = attention.out.values
     run_kernel(
         _attend_kernel,
         (splits,),
@@ -117,7 +125,8 @@ def _launch_attend(query: Tensor, cache: Tensor, position: Tensor, parts: Tensor
         position,
         parts,
         sums,
-        scale * LOG2_E,
+        o_proj,
+        attention.scale * LOG2_E,
         HEADS=heads,
         HEADS_BLOCK=max(16, triton.next_power_of_2(heads)),
         LATENT=latent,
@@ -126,12 +135,15 @@ def _launch_attend(query: Tensor, cache: Tensor, position: Tensor, parts: Tensor
         SPLITS=splits,
         SKIPPED=AHEAD.start,
         AHEAD=AHEAD.stop,
+        SHARE=o_proj.numel() // splits // 8 * 8,  # of 16 or 32 bits, so that bytes are a multiple of 16
         num_stages=STAGES[is_hopper(query.device)],
         **launch_options(query, WARPS),
     )
 
 
-def attend_reference(query: Tensor, cache: Tensor, position: Tensor, parts: Tensor, sums: Tensor, scale: float) -> None:
+def attend_reference(
+    query: Tensor, cache: Tensor, position: Tensor, parts: Tensor, sums: Tensor, attention: Attention
+) -> None:
     """Attention of the query to each split of the cache, to be joined by `merge`. Unused splits are left as they are.
 
     Args:
@@ -140,13 +152,13 @@ def attend_reference(query: Tensor, cache: Tensor, position: Tensor, parts: Tens
         position: [1] int32.
         parts: [splits, heads, latent] of the cache's type, written: the weighted mean of a split's latents.
         sums: [splits, heads] float32, written: the base-2 logarithm of a split's sum of exp(score).
-        scale: of the scores.
+        attention: the layer's weights.
     """
     length = int(position) + 1
     splits, _, latent = parts.shape
     for split, first in enumerate(range(0, length, _share(length, splits))):
         rows = cache[first : min(first + _share(length, splits), length)].float()
-        scores = query.float() @ rows.T * scale
+        scores = query.float() @ rows.T * attention.scale
         parts[split] = scores.softmax(1) @ rows[:, :latent]
         sums[split] = scores.logsumexp(1) * LOG2_E
 
@@ -159,27 +171,88 @@ attend = Operation(_launch_attend, attend_reference)
 
 
 @triton.jit
-def _load_parts(parts, head, group, used, columns, HEADS: tl.constexpr, LATENT: tl.constexpr):
-    """One head's latents of some splits [splits, LATENT] in float32, zero for those that are not used."""
-    places = (group * HEADS + head)[:, None] * LATENT + columns[None, :]
-    return tl.load(parts + places, mask=(group < used)[:, None], other=0.0).to(tl.float32)
+def _load_splits(parts, sums, head, splits, used, columns, HEADS: tl.constexpr, LATENT: tl.constexpr):
+    """One head's latents of some splits [splits, columns], and their logarithms [splits]; of unused ones 0 and -inf."""
+    places = splits * HEADS + head
+    inside = splits < used
+    part = tl.load(parts + places[:, None] * LATENT + columns[None, :], mask=inside[:, None], other=0.0)
+    return part, tl.load(sums + places, mask=inside, other=float("-inf"))
 
 
 @triton.jit
 def _merge_kernel(
     parts,
     sums,
-    kv_b,
     position_pointer,
-    out,
+    latents,
     HEADS: tl.constexpr,
-    NOPE: tl.constexpr,
-    VALUE: tl.constexpr,
     LATENT: tl.constexpr,
     TOKENS: tl.constexpr,
     SPLITS: tl.constexpr,
-    SPLITS_BLOCK: tl.constexpr,
-    GROUP: tl.constexpr,
+    A: tl.constexpr,
+    B: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    release_next(PDL)
+    head = tl.program_id(0)
+    columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    position = tl.load(position_pointer)  # `attend`, which released nothing, has ended: only its results may be late
+    used = position // _tokens_per_split(position, TOKENS, SPLITS) + 1
+    wait_for_previous(PDL)
+    part_a, logarithms_a = _load_splits(parts, sums, head, tl.arange(0, A), used, columns, HEADS, LATENT)
+    part_b, logarithms_b = _load_splits(parts, sums, head, A + tl.arange(0, B), used, columns, HEADS, LATENT)
+    largest = tl.maximum(tl.max(logarithms_a), tl.max(logarithms_b))
+    shares_a, shares_b = tl.exp2(logarithms_a - largest), tl.exp2(logarithms_b - largest)
+    mixed = tl.sum(part_a.to(tl.float32) * shares_a[:, None], 0) + tl.sum(part_b.to(tl.float32) * shares_b[:, None], 0)
+    mean = mixed / (tl.sum(shares_a) + tl.sum(shares_b))
+    tl.store(latents + head * LATENT + columns, mean.to(latents.dtype.element_ty))
+
+
+def _launch_merge(parts: Tensor, sums: Tensor, position: Tensor, latents: Tensor) -> None:
+    splits, heads, latent = parts.shape
+    run_kernel(
+        _merge_kernel,
+        (heads, latent // MERGE_COLUMNS),
+        parts,
+        sums,
+        position,
+        latents,
+        HEADS=heads,
+        LATENT=latent,
+        TOKENS=TOKENS,
+        SPLITS=splits,
+        **piece_sizes(splits, 16),
+        COLUMNS=MERGE_COLUMNS,
+        **launch_options(parts, MERGE_WARPS),
+    )
+
+
+def merge_reference(parts: Tensor, sums: Tensor, position: Tensor, latents: Tensor) -> None:
+    """Joins what `attend` wrote.
+
+    Args:
+        parts, sums: of `attend`.
+        position: [1] int32.
+        latents: [heads, latent] of the weights' type, written: the weighted mean of all cached latents.
+    """
+    length = int(position) + 1
+    used = triton.cdiv(length, _share(length, len(parts)))
+    shares = torch.softmax(sums[:used] / LOG2_E, 0)
+    latents.copy_((parts[:used].float() * shares[..., None]).sum(0))
+
+
+merge = Operation(_launch_merge, merge_reference)
+
+
+@triton.jit
+def _project_up_kernel(
+    latents,
+    kv_b,
+    out,
+    NOPE: tl.constexpr,
+    VALUE: tl.constexpr,
+    LATENT: tl.constexpr,
     ROWS: tl.constexpr,
     PDL: tl.constexpr,
 ):
@@ -188,66 +261,36 @@ def _merge_kernel(
     rows = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     columns = tl.arange(0, LATENT)
     values = tl.load(kv_b + (head * (NOPE + VALUE) + NOPE + rows)[:, None] * LATENT + columns[None, :])
-    position = tl.load(position_pointer)  # `attend`, which released nothing, has ended: only its results may be late
-    used = position // _tokens_per_split(position, TOKENS, SPLITS) + 1
-    splits = tl.arange(0, SPLITS_BLOCK)
-    group = tl.arange(0, GROUP)
     wait_for_previous(PDL)
-    # what most contexts need is all asked for at once
-    every = tl.load(sums + splits * HEADS + head, mask=splits < used, other=float("-inf"))
-    own = tl.load(sums + group * HEADS + head, mask=group < used, other=float("-inf"))
-    part = _load_parts(parts, head, group, used, columns, HEADS, LATENT)
-    largest = tl.max(every)
-    total = tl.sum(tl.exp2(every - largest))
-    mixed = part * tl.exp2(own - largest)[:, None]
-    for start in range(GROUP, used, GROUP):
-        group = start + tl.arange(0, GROUP)
-        own = tl.load(sums + group * HEADS + head, mask=group < used, other=float("-inf"))
-        part = _load_parts(parts, head, group, used, columns, HEADS, LATENT)
-        mixed += part * tl.exp2(own - largest)[:, None]
-    latent = (tl.sum(mixed, 0) / total).to(values.dtype)  # summed over the warps only here
+    latent = tl.load(latents + head * LATENT + columns)
     tl.store(out + head * VALUE + rows, dot_rows(values, latent).to(out.dtype.element_ty))
 
 
-def _launch_merge(parts: Tensor, sums: Tensor, attention: Attention, position: Tensor, out: Tensor) -> None:
-    splits, heads, latent = parts.shape
+def _launch_project_up(latents: Tensor, attention: Attention, out: Tensor) -> None:
     run_kernel(
-        _merge_kernel,
-        (heads, attention.value // MERGE_ROWS),
-        parts,
-        sums,
+        _project_up_kernel,
+        (attention.heads, attention.value // VALUE_ROWS),
+        latents,
         attention.kv_b,
-        position,
         out,
-        HEADS=heads,
         NOPE=attention.nope,
         VALUE=attention.value,
-        LATENT=latent,
-        TOKENS=TOKENS,
-        SPLITS=splits,
-        SPLITS_BLOCK=triton.next_power_of_2(splits),
-        GROUP=MERGE_SPLITS,
-        ROWS=MERGE_ROWS,
-        **launch_options(parts, WARPS),
+        LATENT=attention.latent,
+        ROWS=VALUE_ROWS,
+        **launch_options(latents, VALUE_WARPS),
     )
 
 
-def merge_reference(parts: Tensor, sums: Tensor, attention: Attention, position: Tensor, out: Tensor) -> None:
-    """Joins what `attend` wrote and applies kv_b_proj's value half.
+def project_up_reference(latents: Tensor, attention: Attention, out: Tensor) -> None:
+    """Applies kv_b_proj's value half.
 
     Args:
-        parts, sums: of `attend`.
+        latents: [heads, latent], of `merge`.
         attention: the layer's weights.
-        position: [1] int32.
         out: [heads * value] of the weights' type, written: what o_proj takes.
     """
-    splits, heads, latent = parts.shape
-    length = int(position) + 1
-    used = triton.cdiv(length, _share(length, splits))
-    shares = torch.softmax(sums[:used] / LOG2_E, 0)
-    mixed = (parts[:used].float() * shares[..., None]).sum(0)
-    values = attention.kv_b.view(heads, -1, latent)[:, attention.nope :].float()
-    out.copy_(torch.einsum("hl,hvl->hv", mixed.to(out.dtype).float(), values).flatten())
+    values = attention.kv_b.view(attention.heads, -1, attention.latent)[:, attention.nope :].float()
+    out.copy_(torch.einsum("hl,hvl->hv", latents.float(), values).flatten())
 
 
-merge = Operation(_launch_merge, merge_reference)
+project_up = Operation(_launch_project_up, project_up_reference)

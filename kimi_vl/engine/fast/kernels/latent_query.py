@@ -21,7 +21,7 @@ from kimi_vl.engine.fast.kernels.operation import (
 )
 from kimi_vl.engine.fast.weights import Attention
 
-COLUMNS = 64  # latent columns in one program
+COLUMNS, WARPS = 32, 2  # latent columns in one program
 
 
 @triton.jit
@@ -129,7 +129,7 @@ def _launch_absorb(
         LATENT=latent,
         COLUMNS=COLUMNS,
         EPS=attention.kv_eps,
-        **launch_options(projected, 4),
+        **launch_options(projected, WARPS),
     )
 
 

@@ -1,4 +1,4 @@
-"""The same through Replicate: python examples/ask_replicate.py OWNER/kimi-vl examples/requests/document.json"""
+"""The same through Replicate: python examples/ask_replicate.py OWNER/kimi-vl:VERSION examples/requests/document.json"""
 
 import json
 import sys
@@ -7,4 +7,5 @@ from pathlib import Path
 import replicate  # pip install replicate
 
 model, file = sys.argv[1:]
-print(replicate.run(model, input=json.loads(Path(file).read_text())["input"])[0]["answer"])
+output = list(replicate.run(model, input=json.loads(Path(file).read_text())["input"]))  # it comes as an iterator
+print(output[0]["answer"])

@@ -1,6 +1,8 @@
 """Every request in examples/ runs as it stands, through the real Cog server; the script that sends them prints it."""
 
 import json
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -43,3 +45,18 @@ def test_the_script_that_asks(server: Any, tmp_path: Path) -> None:
     here.write_text(script.replace("http://localhost:5000", str(server.client.base_url).rstrip("/")))
     command = [sys.executable, here, ROOT / "examples" / "requests" / "stop.json"]
     assert subprocess.run(command, capture_output=True, text=True).stdout == "1\n"
+
+
+def test_the_script_that_asks_replicate(tmp_path: Path) -> None:
+    """Its client knows a model of one's own by its version alone, and returns what an iterator made as an iterator."""
+    client = tmp_path / "replicate.py"
+    client.write_text(
+        "def run(model, input):\n"
+        "    assert model == 'OWNER/kimi-vl:VERSION' and input['stop'] == ['9']\n"
+        "    yield {'thinking': '', 'answer': '1'}\n"
+    )
+    script = ROOT / "examples" / "ask_replicate.py"
+    (line,) = re.findall(r"python (examples/ask_replicate\.py .*)\"\"\"", script.read_text())
+    command = [sys.executable, *line.replace("document.json", "stop.json").split()]
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    assert subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True).stdout == "1\n"

@@ -22,4 +22,4 @@ def read_data_uri(uri: str, name: str, max_bytes: int) -> bytes:
             return b64decode(characters[:enough], validate=True)
     except ValueError:
         pass
-    raise InvalidRequest(f"{name}'s data: URI is not in base64; send data:image/png;base64, and the file.")
+    raise InvalidRequest(f"{name}'s data: URI is not in base64; send data:;base64, and the file in base64.")

@@ -22,5 +22,8 @@ def test_of_a_file_too_large_little_more_than_the_limit_is_decoded(limit: int) -
     "uri", ["data:", "data:,x", "data:text/plain,x", "data:;base64,ab", "data:;base64,ab\ncd", "data:;base64,é"]
 )
 def test_what_is_not_base64_is_refused(uri: str) -> None:
-    with pytest.raises(InvalidRequest, match="The second picture's data: URI is not in base64"):
-        read_data_uri(uri, "The second picture", 1000)
+    with pytest.raises(InvalidRequest) as refusal:
+        read_data_uri(uri, "The first document", 1000)
+    told = str(refusal.value)
+    assert told == "The first document's data: URI is not in base64; send data:;base64, and the file in base64."
+    assert read_data_uri("data:;base64,YQ==", "", 1000) == b"a", "what it tells to send is taken"

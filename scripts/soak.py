@@ -126,6 +126,8 @@ def main() -> int:
     parser.add_argument("--weights", choices=("tiny", "random"), default="tiny", help="(default: %(default)s)")
     parser.add_argument("--in-process", action="store_true", help="without Cog, as random weights always are")
     arguments = parser.parse_args()
+    if arguments.minutes is None and arguments.requests < 2 * WINDOW:
+        parser.error(f"--requests must be at least {2 * WINDOW}, of which the first and the last {WINDOW} are compared")
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as temporary:
         files, place = Path(folder), Path(temporary)
         subject: Subject
@@ -139,7 +141,7 @@ def main() -> int:
         def is_last(done: int) -> bool:
             if done % 100 == 0:
                 print(f"{done} requests in {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
-            if arguments.minutes:
+            if arguments.minutes is not None:
                 return time.monotonic() - started > 60 * arguments.minutes
             return done == arguments.requests
 

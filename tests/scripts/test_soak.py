@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from bench import full_size
-from soak import Window, compare, in_process, soak, table
+from soak import Window, compare, in_process, main, soak, table
 from soaking.errands import errands
 from soaking.subjects import CogServer, InProcess, Subject
 from soaking.usage import Held, held
@@ -113,3 +113,13 @@ def test_memory_is_what_a_process_keeps_but_not_the_files_that_it_reads(tmp_path
             process.stdin.flush()
     assert memory[1] - memory[0] < size / 10
     assert memory[2] - memory[1] > size * 9 / 10
+
+
+@pytest.mark.parametrize("requests", ["-1", "0", "599"])
+def test_too_few_requests_to_compare_are_refused_before_the_first(
+    requests: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["soak.py", "--requests", requests])
+    with pytest.raises(SystemExit):
+        main()
+    assert "--requests must be at least 600" in capsys.readouterr().err

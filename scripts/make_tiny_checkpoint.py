@@ -42,6 +42,8 @@ def arguments() -> argparse.Namespace:
     add("--workers", type=int, default=max(1, cores - 2), help="processes that draw (default: %(default)s)")
     add("--seed", type=int, default=1, help="of the weights and the examples (default: %(default)s)")
     given = parser.parse_args()
+    if given.evaluate and not (given.out / "model.safetensors").is_file():
+        parser.error(f"--evaluate finds no checkpoint in {given.out}")
     if given.seconds is None:
         given.seconds = 10 if given.smoke else 500
     return given

@@ -41,6 +41,15 @@ def test_smoke_makes_a_checkpoint_that_serves(tmp_path: Path) -> None:
     assert load_file(tmp_path / "model.safetensors").keys() == load_file(ROOT / "weights/tiny/model.safetensors").keys()
 
 
+def test_nothing_is_made_where_there_is_nothing_to_examine(tmp_path: Path) -> None:
+    out = tmp_path / "absent"
+    command = [sys.executable, "scripts/make_tiny_checkpoint.py", "--out", out, "--evaluate"]
+    run = subprocess.run(command, cwd=ROOT, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=180)
+    assert run.returncode == 2
+    assert run.stderr.endswith(f"error: --evaluate finds no checkpoint in {out}\n")
+    assert not out.exists()
+
+
 def test_a_resumed_piece_takes_up_weights_momenta_and_progress(tmp_path: Path) -> None:
     def fresh(seed: int) -> tuple[TinyKimiVL, list[torch.optim.Optimizer]]:
         torch.manual_seed(seed)

@@ -79,6 +79,8 @@ def compile_launches(capability: int, found: dict[str, Any]) -> None:
                 signature[parameter.name] = f"tensordesc<{POINTERS[value.base.dtype][1:]}{value.block_shape}>"
             else:
                 signature[parameter.name] = "fp32" if isinstance(value, float) else "i32"
+                if isinstance(value, int) and value % 16 == 0 and not parameter.do_not_specialize:
+                    attributes[index,] = [["tt.divisibility", 16]]  # as at a launch: more then goes by shared memory
         source = ASTSource(kernel, signature, constants, attributes)
         compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
         kept = found.setdefault(kernel.fn.__name__, {"shared": 0, "types": []})

@@ -67,7 +67,7 @@ def test_attend_and_merge(length: int, heads: int, dtype: torch.dtype) -> None:
     cache[length:] = float("nan")  # what no token has written may hold anything
     query = normal(heads, weights.latent + weights.rope, dtype=dtype)
     position = torch.tensor([length - 1], dtype=torch.int32, device=DEVICE)
-    parts, sums = poison(4, heads, weights.latent, dtype=dtype), poison(4, heads)
+    parts, sums = poison(6, heads, weights.latent, dtype=dtype), poison(6, heads)  # `merge` reads 4 of them, and 2
     latents = poison(heads, weights.latent, dtype=dtype)
 
     def both(merge_of: Any, attend_of: Any) -> None:

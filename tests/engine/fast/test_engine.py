@@ -413,13 +413,24 @@ def test_nothing_is_kept_for_a_prompt_that_begins_in_other_pieces(
 
 
 @pytest.mark.parametrize("reason", ["stopped", "timeout"])
+@pytest.mark.parametrize(
+    ("before", "stopped"),
+    [(REQUESTS["text"], FIRST), (FIRST, REQUESTS["text"])],
+    ids=["goes on", "was written over"],  # what SECOND begins with
+)
 def test_a_stop_or_a_deadline_ends_a_prompt_after_a_layer(
-    engine: FastEngine, reference: ReferenceEngine, monkeypatch: pytest.MonkeyPatch, reason: str
+    engine: FastEngine,
+    reference: ReferenceEngine,
+    monkeypatch: pytest.MonkeyPatch,
+    before: ModelInputs,
+    stopped: ModelInputs,
+    reason: str,
 ) -> None:
     layers = 0
+    tokens(engine, before)
     with monkeypatch.context() as patch:
         patch.setattr("kimi_vl.engine.fast.engine.CHUNK", 8)
-        generation = engine.generate(FIRST, NO_STOP)
+        generation = engine.generate(stopped, NO_STOP)
 
         def stop_in_the_second(*given: Any) -> KeysAndValues:
             nonlocal layers

@@ -197,6 +197,8 @@ def read_index(folder: Path) -> dict[str, str]:
     for file in weight_map.values():
         if not isinstance(file, str) or "/" in file or not file.endswith(".safetensors"):
             raise refusal(folder / INDEX, f"names {file!r}, which is no safetensors file beside it")
+    if SINGLE in (files := set(weight_map.values())) and len(files) > 1:  # of which transformers would load it alone
+        raise refusal(folder / INDEX, f"names {SINGLE} beside other files; rename it, in the index and in the folder")
     if not isinstance(index.get("metadata"), dict):  # without which transformers loads nothing
         raise refusal(folder / INDEX, "has no metadata; copy or fetch it again")
     return weight_map

@@ -279,6 +279,12 @@ def test_an_index_that_places_a_tensor_elsewhere(shards: Path) -> None:
     assert f"model-1.safetensors and {INDEX} do not agree on {BIAS}" in refusal(shards)
 
 
+def test_an_index_with_the_name_of_a_whole_checkpoint_for_a_part(shards: Path) -> None:
+    (shards / "model-1.safetensors").rename(shards / "model.safetensors")
+    (shards / INDEX).write_text((shards / INDEX).read_text().replace("model-1.safetensors", "model.safetensors"))
+    assert f"{INDEX} names model.safetensors beside other files; rename it, in the index and" in refusal(shards)
+
+
 def test_a_link_may_not_leave_the_folder(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(folder)
     inspect_folder(tmp_path / "link")

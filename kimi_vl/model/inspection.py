@@ -89,16 +89,20 @@ class StoredTensor:
 
 
 def missing_files(folder: Path) -> list[str]:
-    """The names of files that a checkpoint folder lacks, as after a copy that was interrupted."""
+    """The names of files that a checkpoint folder lacks, as after a copy that was interrupted.
+
+    Raises:
+        Misconfigured: that cannot be told, as without the right to look into the folder.
+    """
     needed = [CONFIG, PREPROCESSOR, VOCABULARY]
-    if (folder / INDEX).is_file():
+    if _is_file(folder / INDEX):
         try:
             needed += sorted(set(read_index(folder).values()))
         except Misconfigured:
             needed.append(INDEX)  # there, and damaged: inspect_folder says how
     else:
         needed.append(SINGLE)
-    return [name for name in needed if not (folder / name).is_file()]
+    return [name for name in needed if not _is_file(folder / name)]
 
 
 def inspect_folder(folder: Path) -> list[StoredTensor]:
@@ -277,12 +281,14 @@ def _weight_files(folder: Path, named: set[str]) -> list[Path]:
 
 def _tensors(path: Path) -> dict[str, StoredTensor]:
     """The tensors of a safetensors file whose header and size are sound, by name, in the order of their bytes."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if size < 8 or length > min(LARGEST_JSON, size - 8):
-            raise refusal(path, "is no safetensors file or truncated; copy or fetch it again")
-        header = _parse(path, file.read(length))
+    try:
+        with path.open("rb") as file:
+            size, length = path.stat().st_size, int.from_bytes(file.read(8), "little")
+            if size < 8 or length > min(LARGEST_JSON, size - 8):
+                raise refusal(path, "is no safetensors file or truncated; copy or fetch it again")
+            header = _parse(path, file.read(length))
+    except OSError as error:
+        raise refusal(path, f"cannot be read ({error.strerror})") from None
     header.pop("__metadata__", None)
     tensors: list[StoredTensor] = []
     for name, entry in header.items():
@@ -329,6 +335,13 @@ def _check_vocabulary(path: Path, config: Mapping[str, Any]) -> None:
             f"{CONTROL_TOKENS} more, and its media_placeholder_token_id {media:,} must be {MEDIA_PAD} more; "
             "copy or fetch both again",
         )
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError as error:  # no right to look there, or a name that is too long
+        raise refusal(path, f"cannot be read ({error.strerror})") from None
 
 
 def _read_json(path: Path) -> dict[str, Any]:

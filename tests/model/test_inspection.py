@@ -1,5 +1,7 @@
 """Folders that cannot be used, each refused with one sentence."""
 
+import errno
+import io
 import json
 import math
 import os
@@ -17,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from kimi_vl.errors import Misconfigured
 from kimi_vl.model import checkpoint
 from kimi_vl.model.inspection import INDEX, LARGEST_JSON, expected_shapes, inspect_folder
-from kimi_vl.model.variants import WEIGHTS
+from kimi_vl.model.variants import WEIGHTS, find_model
 from tests.model.shards import split
 
 TINY = WEIGHTS / "tiny"
@@ -92,6 +94,33 @@ def test_the_full_size_is_inspected_within_three_seconds(tmp_path: Path) -> None
     started = time.monotonic()
     inspect_folder(tmp_path)
     assert time.monotonic() - started < 3
+
+
+@pytest.mark.parametrize("name", ["config.json", "preprocessor_config.json", "tiktoken.model", "model.safetensors"])
+def test_a_file_that_may_not_be_read(folder: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = io.open
+
+    def locked(file: Any, *args: Any, **kwargs: Any) -> Any:
+        if str(file) == str(folder / name):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(file))
+        return plain(file, *args, **kwargs)
+
+    monkeypatch.setattr(io, "open", locked)
+    assert refusal(folder) == f"{name} cannot be read (Permission denied)"
+
+
+def test_a_folder_that_may_not_be_looked_into(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def locked(path: Path, **kwargs: Any) -> os.stat_result:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(Path, "stat", locked)
+    with pytest.raises(Misconfigured, match=r"json cannot be read \(Permission denied\)"):
+        find_model(str(folder))
+
+
+def test_a_name_that_is_too_long() -> None:
+    with pytest.raises(Misconfigured, match=r"cannot be read \(File name too long\)"):
+        find_model("a" * 300)
 
 
 def test_no_network_is_built_from_a_folder_that_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

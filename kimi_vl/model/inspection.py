@@ -5,6 +5,7 @@ Nothing here builds a network or reads a tensor, so that a folder is refused wit
 
 import json
 import math
+import os
 from binascii import a2b_base64
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -113,9 +114,9 @@ def inspect_folder(folder: Path) -> list[StoredTensor]:
     Raises:
         Misconfigured: it cannot be used; the message names the file and says why.
     """
-    inside = folder.resolve()
+    inside = os.path.realpath(folder)  # which takes a link to itself, unlike Path.resolve
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
-        if not path.resolve().is_relative_to(inside):
+        if not Path(os.path.realpath(path)).is_relative_to(inside):
             raise refusal(path, "is a link that leaves the folder; put the file itself there")
         if not path.is_file() and not path.is_dir():  # a pipe would be waited for
             raise refusal(path, "is neither a file nor a folder; take it away")

@@ -1,6 +1,7 @@
 """The models that have a name, and where a model's folder is."""
 
 import json
+import os
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -53,7 +54,8 @@ def locate(name: str, weights_dir: str = "") -> tuple[Path, Variant]:
         return (weights if VARIANTS[name].repository else WEIGHTS) / name, VARIANTS[name]
     if not name.startswith("hf://"):
         folder = Path(name)
-        named = (own for own in VARIANTS if folder.resolve() == locate(own, weights_dir)[0].resolve())
+        real = os.path.realpath  # which takes a link to itself, unlike Path.resolve
+        named = (own for own in VARIANTS if real(folder) == real(locate(own, weights_dir)[0]))
         own = next(named, None)
         return folder, VARIANTS[own] if own else replace(UNNAMED, temperature=_recommended_temperature(folder))
     parts = ON_THE_HUB.fullmatch(name)

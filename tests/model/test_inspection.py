@@ -320,3 +320,11 @@ def test_a_link_may_not_leave_the_folder(folder: Path, tmp_path: Path) -> None:
     (folder / "model.safetensors").rename(tmp_path / "elsewhere")
     (folder / "model.safetensors").symlink_to(tmp_path / "elsewhere")
     assert "model.safetensors is a link that leaves the folder; put the file itself there" in refusal(folder)
+
+
+def test_a_link_to_itself(folder: Path, tmp_path: Path) -> None:
+    (folder / "notes.txt").symlink_to("notes.txt")
+    assert refusal(folder) == "notes.txt is neither a file nor a folder; take it away"
+    (tmp_path / "link").symlink_to("link")
+    with pytest.raises(Misconfigured, match="is neither a checkpoint folder nor one of thinking"):
+        find_model(str(tmp_path / "link"))

@@ -107,6 +107,6 @@ def _recommended_temperature(folder: Path) -> float:
     try:
         config = json.loads(file.read_text()) if file.is_file() and file.stat().st_size <= LARGEST_JSON else {}
         temperature = float(config["temperature"]) if config["do_sample"] is True else UNNAMED.temperature
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return UNNAMED.temperature
     return temperature if 0 <= temperature <= 2 else UNNAMED.temperature

@@ -125,6 +125,7 @@ def test_a_model_of_the_hub_has_a_folder_of_its_own(tmp_path: Path) -> None:
         ('{"do_sample": true, "temperature": null}', 0.6),
         ("[]", 0.6),
         ("{", 0.6),
+        (f'{{"do_sample": true, "temperature": {10**400}}}', 0.6),
     ],
 )
 def test_a_folder_recommends_its_own_temperature(tmp_path: Path, generation_config: str, temperature: float) -> None:

@@ -366,11 +366,11 @@ def _parse(path: Path, data: bytes) -> dict[str, Any]:
         raise refusal(path, f"holds {constant}, which is no number that can be used")
 
     try:
-        values = json.loads(data, parse_constant=refuse)
+        values = json.loads(data.decode(), parse_constant=refuse)  # others take no BOM, and nothing but UTF-8
     except (ValueError, RecursionError):
         values = None
     if not isinstance(values, dict):
-        raise refusal(path, "is damaged: it holds no JSON object; copy or fetch it again")
+        raise refusal(path, "is damaged: it holds no JSON object in UTF-8 without a BOM; copy or fetch it again")
     return values
 
 

@@ -138,6 +138,10 @@ def write(name: str, data: str | bytes) -> Callable[[Path], None]:
     return lambda folder: (folder / name).write_bytes(data.encode() if isinstance(data, str) else data) and None
 
 
+def recode(name: str, encoding: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).write_text((folder / name).read_text(), encoding) and None
+
+
 def setting(**values: Any) -> Callable[[Path], None]:
     """Changes config.json; part__key is a key of part_config."""
 
@@ -199,6 +203,8 @@ def only_bin(folder: Path) -> None:
         (write("config.json", "[1]"), "config.json is damaged: it holds no JSON object"),
         (write("config.json", "[" * 100_000), "config.json is damaged: it holds no JSON object"),
         (write("config.json", b"\xff\xfe"), "config.json is damaged: it holds no JSON object"),
+        (recode("config.json", "utf-16"), "config.json is damaged: it holds no JSON object in UTF-8"),
+        (recode("preprocessor_config.json", "utf-8-sig"), "preprocessor_config.json is damaged: it holds no JSON obj"),
         (write("config.json", bytes(LARGEST_JSON + 1)), "config.json is larger than 100,000,000 bytes"),
         (setting(model_type="llava"), "config.json says model_type 'llava' and architectures"),
         (setting(architectures=["DeepseekV3ForCausalLM"]), "which is not Kimi-VL; name a Kimi-VL checkpoint"),

@@ -18,6 +18,7 @@ CONFIG, PREPROCESSOR, VOCABULARY = "config.json", "preprocessor_config.json", "t
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 LARGEST_JSON = 100_000_000  # bytes of a file, or of a safetensors header
 LARGEST_NUMBER = 1e9  # anywhere in a configuration; rope_theta is 800,000
+MOST_DIMENSIONS, LARGEST_SIZE = 8, 2**63  # of a tensor; beyond these the product could take hours
 BYTES = {"BF16": 2, "F16": 2, "F32": 4}  # of an element of each type that weights may have
 
 # The smallest and the largest value of what shapes follow from.
@@ -299,7 +300,9 @@ def _tensors(path: Path) -> dict[str, StoredTensor]:
             raise refusal(path, f"has a damaged header at {name}; copy or fetch it again") from None
         if kind not in BYTES:
             raise refusal(path, f"holds {name} as {kind}, and only {', '.join(BYTES)} are loaded")
-        if not all(_is_whole(n) and n >= 0 for n in (*shape, begin, end)):
+        if len(shape) > MOST_DIMENSIONS or not all(
+            _is_whole(n) and 0 <= n <= LARGEST_SIZE for n in (*shape, begin, end)
+        ):
             raise refusal(path, f"has a damaged header at {name}; copy or fetch it again")
         tensors.append(StoredTensor(name, path, kind, shape, 8 + length + begin))
         if end - begin != tensors[-1].nbytes:

@@ -158,6 +158,12 @@ def header(length: int, content: bytes = b"") -> Callable[[Path], None]:
     return write
 
 
+def shaped(size: bytes, dimensions: int) -> bytes:
+    """A header of 4 MB with one tensor."""
+    shape = b",".join([size] * dimensions)
+    return (b'{"a":{"dtype":"F32","shape":[%s],"data_offsets":[0,1]}}' % shape).ljust(4 * 10**6)
+
+
 @pytest.mark.parametrize(
     "write",
     [
@@ -166,6 +172,8 @@ def header(length: int, content: bytes = b"") -> Callable[[Path], None]:
         header(4 << 30),
         header(99_000_000, b"{" * 1000),
         header(10**6, b"[" * 10**6),
+        header(4 * 10**6, shaped(b"9" * 4000, 800)),
+        header(4 * 10**6, shaped(b"2", 10**6)),
         header(120, b'{"a":{"dtype":"F32","shape":[1e400],"data_offsets":[0,1]}}'.ljust(120)),
     ],
 )

@@ -85,7 +85,7 @@ def fetch(name: str, weights_dir: str = "", say: Say = lambda line: None) -> Pat
     with _explained(name, folder, variant), _only_one(folder, say):
         if not missing_files(folder):
             return folder  # by the one that was waited for
-        if folder.exists():
+        if os.path.lexists(folder):  # be it as a link to a disk that is not mounted
             raise Misconfigured(f"{folder} is there and not complete; move it away, then run this again")
         partial = folder.with_name(f".{folder.name}.partial")
         _Download(variant, partial, say).run()

@@ -289,6 +289,14 @@ def test_what_was_there_is_never_replaced(hub: Hub, weights: str) -> None:
     assert [path.name for path in folder.iterdir()] == ["mine"]
 
 
+def test_a_link_that_leads_nowhere_is_told_before_anything_comes(hub: Hub, weights: str, tmp_path: Path) -> None:
+    folder = Path(weights) / "someone--kimi@main"
+    folder.parent.mkdir()
+    folder.symlink_to(tmp_path / "not" / "mounted")
+    assert refusal(weights) == f"{folder} is there and not complete; move it away, then run this again"
+    assert hub.requests == []
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -102,6 +102,13 @@ class _Download:
         self._say = say
         self._stopping = Event()
         self._endpoint = HfApi().endpoint
+        try:
+            get_session()
+        except (ImportError, OSError, ValueError) as error:
+            raise Misconfigured(
+                f"no connection can be made ready: {error}; check the variables that name a proxy (HTTPS_PROXY, "
+                "ALL_PROXY) or certificates (SSL_CERT_FILE)"
+            ) from None
 
     def run(self) -> None:
         """Returns when every file is there and verified, and no other."""

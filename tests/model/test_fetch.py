@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from download_weights import main
-from huggingface_hub import constants
+from huggingface_hub import close_session, constants
 from safetensors.torch import load_file, save
 
 from kimi_vl.errors import Misconfigured
@@ -258,6 +258,25 @@ def test_offline_one_that_is_not_there_ends_in_one_sentence(
 def test_without_a_network_it_ends_in_one_sentence(hub: Hub, weights: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # nothing listens there
     assert "cannot be fetched from http://127.0.0.1:9: " in refusal(weights)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "reason"),
+    [
+        ("ALL_PROXY", "socks5://127.0.0.1:9", "socksio"),
+        ("HTTPS_PROXY", "ftp://127.0.0.1:9", "ftp"),
+        ("SSL_CERT_FILE", "/nowhere/certificates.pem", "No such file"),
+    ],
+)
+def test_a_proxy_or_certificates_that_cannot_be_used(
+    hub: Hub, weights: str, variable: str, value: str, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, value)
+    close_session()
+    message = refusal(weights)
+    assert message.startswith("no connection can be made ready: ")
+    assert reason in message
+    assert "ALL_PROXY) or certificates (SSL_CERT_FILE)" in message
 
 
 def test_space_is_looked_at_before_the_weights_come(hub: Hub, weights: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ from huggingface_hub.utils import tqdm
 
 from kimi_vl.errors import Misconfigured
 from kimi_vl.model.fetch import fetch
+from kimi_vl.model.inspection import inspect_folder
 from kimi_vl.settings import Settings
 
 NOT_FETCHED, INTERRUPTED = 2, 130  # exit statuses
@@ -33,6 +34,11 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         _say("stopped; the same command goes on from here")
         return INTERRUPTED
+    try:
+        inspect_folder(folder)
+    except Misconfigured as error:
+        _say(f"error: {error}; a folder that is there is left alone: move it away to fetch it anew")
+        return NOT_FETCHED
     print(f"{folder} is complete; answer with it: python -m kimi_vl --model {name} 'What is this?' PICTURE")
     return 0
 

@@ -383,6 +383,18 @@ def test_the_command_ends_with_status_0_or_2(
     assert output.err.count("\n") == 1
 
 
+def test_the_command_does_not_call_a_damaged_folder_complete(
+    hub: Hub, weights: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("KIMI_VL_WEIGHTS_DIR", weights)
+    os.truncate(fetch(NAME, weights) / FIRST, 1_000_000)
+    assert main([NAME]) == 2
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert f"{FIRST} is truncated" in output.err
+    assert output.err.endswith("a folder that is there is left alone: move it away to fetch it anew\n")
+
+
 @pytest.mark.parametrize(
     ("variables", "status", "line"),
     [({}, 0, ""), ({"HF_HUB_OFFLINE": "1"}, 2, "error: ")],

@@ -339,6 +339,8 @@ def _check_vocabulary(path: Path, config: Mapping[str, Any]) -> None:
             f"{CONTROL_TOKENS} more, and its media_placeholder_token_id {media:,} must be {MEDIA_PAD} more; "
             "copy or fetch both again",
         )
+    if lacking := [byte for byte in range(256) if bytes([byte]) not in ranks]:  # any text may hold it
+        raise refusal(path, f"lacks the token of the single byte {lacking[0]:#04x}; copy or fetch it again")
 
 
 def _is_file(path: Path) -> bool:

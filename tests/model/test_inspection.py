@@ -5,6 +5,7 @@ import io
 import json
 import math
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable
@@ -161,6 +162,12 @@ def cut_vocabulary(folder: Path) -> None:
     (folder / "tiktoken.model").write_text("".join(lines[:-20]))
 
 
+def replace_byte(folder: Path) -> None:
+    """A longer token has the rank of the letter q."""
+    data = (folder / "tiktoken.model").read_bytes()
+    (folder / "tiktoken.model").write_bytes(re.sub(rb"(?m)^cQ== ", b"cXFxcXFx ", data))
+
+
 def resave(change: Callable[[dict[str, torch.Tensor]], Any]) -> Callable[[Path], None]:
     """Changes the tensors of model.safetensors."""
 
@@ -243,6 +250,7 @@ def only_bin(folder: Path) -> None:
             "tiktoken.model has 486 tokens, which does not go with config.json: its vocab_size 762 must be",
         ),
         (setting(media_placeholder_token_id=526), "its media_placeholder_token_id 526 must be 21 more; copy or fetch"),
+        (replace_byte, "tiktoken.model lacks the token of the single byte 0x71; copy or fetch it again"),
         (write("tiktoken.model", "YQ== 0\nYg== 2\n"), "tiktoken.model must give each token its own rank from 0 on"),
         (write("tiktoken.model", "YQ== 0\nYQ== 1\n"), "tiktoken.model must give each token its own rank from 0 on"),
         (write("tiktoken.model", "YQ== 0\n<html>\n"), "tiktoken.model is damaged after 1 tokens"),

@@ -49,6 +49,7 @@ VISION_SIZES = {
     "init_pos_emb_width": (1, 4096),
 }
 TEXT_NUMBERS = {"rope_theta": (1, 1e9), "rms_norm_eps": (0, 1), "routed_scaling_factor": (0, 1000)}
+PICTURE_DEFAULTS = {"patch_size": 14, "merge_kernel_size": [2, 2]}  # what ImageProcessor takes absent ones for
 PICTURE_SIZES = {"in_token_limit": (4, 2**20), "patch_size": (1, 256)}
 
 # The ids that follow the vocabulary's, and the place of <|media_pad|> among them.
@@ -399,9 +400,9 @@ def _check_sizes(path: Path, prefix: str, values: Mapping[str, Any], limits: Map
 def _check_preprocessor(path: Path, vision: Mapping[str, Any]) -> None:
     values = _read_json(path)
     _check_sizes(path, "", values, {key: PICTURE_SIZES[key] for key in PICTURE_SIZES & values.keys()})
-    for key in ("patch_size", "merge_kernel_size"):
-        if values.get(key, vision[key]) != vision[key]:
-            raise refusal(path, f"has {key} {values[key]!r}, and {CONFIG} has {vision[key]!r}")
+    for key, default in PICTURE_DEFAULTS.items():
+        if str(values.get(key, default)) != str(vision[key]):  # 2.0 equals 2, and is no size
+            raise refusal(path, f"has {key} {values.get(key)!r}, and {CONFIG} has {vision[key]!r}")
     for key in ("image_mean", "image_std"):
         levels = values.get(key, [0.5] * 3)
         if not isinstance(levels, list) or len(levels) != 3 or not all(_is_number(n) and 0 < n <= 1 for n in levels):

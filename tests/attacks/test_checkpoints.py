@@ -16,6 +16,7 @@ from kimi_vl.errors import Misconfigured
 from kimi_vl.model.checkpoint import load_model
 from kimi_vl.model.inspection import CONFIG, INDEX, PREPROCESSOR, SINGLE, inspect_folder
 from kimi_vl.model.variants import WEIGHTS
+from kimi_vl.prompt.image_processor import ImageProcessor
 from kimi_vl.prompt.processor import KimiVLProcessor
 
 TINY = WEIGHTS / "tiny"
@@ -131,12 +132,21 @@ def test_a_network_that_is_not_kimi_vls_is_refused(folder: Path, change: dict[st
         ({"image_std": [0, 0, 0]}, "has image_std [0, 0, 0], which must be three numbers above 0"),
         ({"image_mean": ["a"]}, "has image_mean ['a'], which must be three numbers"),
         ({"patch_size": 13}, f"has patch_size 13, and {CONFIG} has 14"),
+        ({"merge_kernel_size": [2.0, 2.0]}, f"has merge_kernel_size [2.0, 2.0], and {CONFIG} has [2, 2]"),
         ({"merge_kernel_size": [0, 1]}, f"has merge_kernel_size [0, 1], and {CONFIG} has [2, 2]"),
     ],
 )
 def test_pictures_that_the_network_does_not_take_are_refused(folder: Path, change: dict[str, Any], why: str) -> None:
     changed(folder, PREPROCESSOR, **change)
     assert why in refusal(folder)
+
+
+def test_absent_sizes_of_pictures_are_those_that_they_are_read_with(folder: Path) -> None:
+    (folder / PREPROCESSOR).write_text("{}")
+    inspect_folder(folder)
+    assert ImageProcessor.from_pretrained(folder) == ImageProcessor(patch_size=14, merge_kernel_size=(2, 2))
+    changed(folder, CONFIG, vision__merge_kernel_size=[3, 3])
+    assert f"has merge_kernel_size None, and {CONFIG} has [3, 3]" in refusal(folder)
 
 
 @pytest.mark.parametrize("name", [CONFIG, PREPROCESSOR, SINGLE, "tiktoken.model", "subfolder", "notes.txt"])

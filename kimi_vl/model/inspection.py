@@ -188,6 +188,10 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise refusal(path, "has a text_config.num_experts_per_tok above its n_routed_experts")
     if vision["hidden_size"] % vision["num_attention_heads"]:
         raise refusal(path, "has a vision_config.hidden_size that its num_attention_heads do not divide")
+    if vision["hidden_size"] // vision["num_attention_heads"] % 4:  # pairs for the row and pairs for the column
+        raise refusal(path, "has a vision_config.hidden_size that is no multiple of 4 for each of its heads")
+    if text["qk_rope_head_dim"] % 2:
+        raise refusal(path, f"has text_config.qk_rope_head_dim {text['qk_rope_head_dim']}, which must be even")
     return config
 
 

@@ -233,6 +233,8 @@ def only_bin(folder: Path) -> None:
         (setting(vision__patch_size=True), "vision_config.patch_size True, which must be a whole number"),
         (setting(vision__hidden_size=None), "vision_config.hidden_size None, which must be a whole number"),
         (setting(vision__num_attention_heads=5), "a vision_config.hidden_size that its num_attention_heads do not"),
+        (setting(vision__num_attention_heads=8), "a vision_config.hidden_size that is no multiple of 4 for each of"),
+        (setting(text__qk_rope_head_dim=15), "has text_config.qk_rope_head_dim 15, which must be even"),
         (setting(vision__merge_kernel_size=[2, 0]), "vision_config.merge_kernel_size [2, 0], which must be two"),
         (
             setting(media_placeholder_token_id=762),

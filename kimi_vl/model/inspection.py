@@ -17,6 +17,7 @@ from kimi_vl.errors import Misconfigured
 CONFIG, PREPROCESSOR, VOCABULARY = "config.json", "preprocessor_config.json", "tiktoken.model"
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 LARGEST_JSON = 100_000_000  # bytes of a file, or of a safetensors header
+MOST_LEVELS = 100  # of lists and objects in each other, in a configuration or the index
 LARGEST_NUMBER = 1e9  # anywhere in a configuration; rope_theta is 800,000
 MOST_DIMENSIONS, LARGEST_SIZE = 8, 2**63  # of a tensor; beyond these the product could take hours
 BYTES = {"BF16": 2, "F16": 2, "F32": 4}  # of an element of each type that weights may have
@@ -384,12 +385,14 @@ def _parse(path: Path, data: bytes) -> dict[str, Any]:
     return values
 
 
-def _check_numbers(path: Path, value: Any, name: str = "") -> None:
+def _check_numbers(path: Path, value: Any, keys: tuple[str, ...] = ()) -> None:
+    if len(keys) > MOST_LEVELS:
+        raise refusal(path, f"is nested more than {MOST_LEVELS} levels deep")
     if isinstance(value, dict | list):
         for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
-            _check_numbers(path, inner, f"{name}.{key}" if name else str(key))
+            _check_numbers(path, inner, (*keys, str(key)))
     elif isinstance(value, int | float) and not abs(value) <= LARGEST_NUMBER:
-        raise refusal(path, f"has {name} {value}, and no number in it may exceed {LARGEST_NUMBER:,.0f}")
+        raise refusal(path, f"has {'.'.join(keys)} {value}, and no number in it may exceed {LARGEST_NUMBER:,.0f}")
 
 
 def _check_sizes(path: Path, prefix: str, values: Mapping[str, Any], limits: Mapping[str, tuple[int, int]]) -> None:

@@ -5,6 +5,7 @@ import os
 import shutil
 import sys
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -156,6 +157,15 @@ def test_no_link_leads_out_of_the_folder(folder: Path, name: str, tmp_path: Path
         (folder / name).symlink_to(target)
         assert f"{name} is a link that leaves the folder" in refusal(folder)
         (folder / name).unlink()
+
+
+def test_lists_in_lists_take_neither_memory_nor_an_end_of_the_stack(folder: Path) -> None:
+    for depth in (900, 1100):  # Python 3.12 parses what it cannot walk
+        (folder / CONFIG).write_text(f'{{"{"k" * 1000}":' * depth + "1" + "}" * depth)
+        tracemalloc.start()
+        assert CONFIG in refusal(folder)
+        assert tracemalloc.get_traced_memory()[1] < 50_000_000
+        tracemalloc.stop()
 
 
 def header(length: int, content: bytes = b"") -> Callable[[Path], None]:

@@ -8,6 +8,7 @@ from typing import Any
 from kimi_vl.errors import Misconfigured
 
 PREFIX = "KIMI_VL_"
+LARGEST_SECONDS = 1_000_000_000  # 31 years; the system's timers do not take much more
 
 
 def _setting(default: Any, meaning: str, unset: str = "") -> Any:
@@ -64,7 +65,7 @@ class Settings:
         """Reads the variables that are set.
 
         Raises:
-            Misconfigured: a number that is none, or a variable that does not exist.
+            Misconfigured: a number that is none or too large, or a variable that does not exist.
         """
         known = {PREFIX + f.name.upper(): f for f in fields(cls)}
         values: dict[str, Any] = {}
@@ -81,4 +82,6 @@ def _value(variable: str, text: str, kind: object) -> str | int | bool:
         raise Misconfigured(f"{variable} must be a whole number from 0 up, not {text!r}")
     if kind is bool and text not in ("0", "1"):
         raise Misconfigured(f"{variable} must be 0 or 1, not {text!r}")
+    if kind is int and variable.endswith("_SECONDS") and int(text) > LARGEST_SECONDS:
+        raise Misconfigured(f"{variable} may be at most {LARGEST_SECONDS:,}, not {text}")
     return int(text) if kind is int else text == "1" if kind is bool else text

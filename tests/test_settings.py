@@ -15,6 +15,7 @@ def test_reads_the_variables_that_are_set() -> None:
     [
         ("KIMI_VL_MAX_IMAGES", "many", "KIMI_VL_MAX_IMAGES must be a whole number"),
         ("KIMI_VL_MAX_IMAGES", "-1", "KIMI_VL_MAX_IMAGES must be a whole number"),
+        ("KIMI_VL_MAX_MEDIA_SECONDS", "9999999999", "KIMI_VL_MAX_MEDIA_SECONDS may be at most 1,000,000,000, not 9999"),
         ("KIMI_VL_MAX_PICTURES", "3", "KIMI_VL_MAX_PICTURES is not a setting; there are KIMI_VL_MODEL"),
     ],
 )

@@ -73,7 +73,8 @@ class Settings:
             if variable not in known:
                 raise Misconfigured(f"{variable} is not a setting; there are {', '.join(known)}")
             setting, text = known[variable], environment[variable]
-            values[setting.name] = _value(variable, text, setting.type)
+            if text:  # an empty one is as good as none: that is how a compose file passes on what is not set
+                values[setting.name] = _value(variable, text, setting.type)
         return cls(**values)
 
 

@@ -1,3 +1,5 @@
+from dataclasses import fields
+
 import pytest
 
 from kimi_vl.errors import Misconfigured
@@ -8,6 +10,13 @@ def test_reads_the_variables_that_are_set() -> None:
     environment = {"KIMI_VL_MAX_IMAGES": "3", "KIMI_VL_MODEL": "tiny", "PATH": "/bin"}
     assert Settings.from_environment(environment) == Settings(model="tiny", max_images=3)
     assert Settings.from_environment({"KIMI_VL_WEIGHTS_DIR": "/models"}).weights_dir == "/models"
+
+
+def test_an_empty_variable_is_not_set() -> None:
+    empty = {f"KIMI_VL_{field.name.upper()}": "" for field in fields(Settings)}
+    assert Settings.from_environment(empty) == Settings()
+    with pytest.raises(Misconfigured, match="KIMI_VL_MODLE is not a setting"):
+        Settings.from_environment({"KIMI_VL_MODLE": ""})
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kimi_vl.errors import Misconfigured
+from kimi_vl.errors import Misconfigured, printable
 
 CONFIG, PREPROCESSOR, VOCABULARY = "config.json", "preprocessor_config.json", "tiktoken.model"
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -20,6 +20,7 @@ LARGEST_JSON = 100_000_000  # bytes of a file, or of a safetensors header
 MOST_LEVELS = 100  # of lists and objects in each other, in a configuration or the index
 LARGEST_NUMBER = 1e9  # anywhere in a configuration; rope_theta is 800,000
 MOST_DIMENSIONS, LARGEST_SIZE = 8, 2**63  # of a tensor; beyond these the product could take hours
+LONGEST_REASON = 1000  # characters
 BYTES = {"BF16": 2, "F16": 2, "F32": 4}  # of an element of each type that weights may have
 
 # The smallest and the largest value of what shapes follow from.
@@ -207,7 +208,7 @@ def read_index(folder: Path) -> dict[str, str]:
     if not isinstance(weight_map, dict) or not weight_map:
         raise refusal(folder / INDEX, "has no weight_map; copy or fetch it again")
     for file in weight_map.values():
-        if not isinstance(file, str) or "/" in file or not file.endswith(".safetensors"):
+        if not (isinstance(file, str) and file.isprintable() and file.endswith(".safetensors")) or "/" in file:
             raise refusal(folder / INDEX, f"names {file!r}, which is no safetensors file beside it")
     if SINGLE in (files := set(weight_map.values())) and len(files) > 1:  # of which transformers would load it alone
         raise refusal(folder / INDEX, f"names {SINGLE} beside other files; rename it, in the index and in the folder")
@@ -426,4 +427,5 @@ def _is_whole(value: Any) -> bool:
 
 def refusal(path: Path, why: str) -> Misconfigured:
     """What is raised for a file of a checkpoint folder that makes it useless."""
-    return Misconfigured(f"the model folder {path.parent} cannot be used: {path.name} {why}")
+    reason = printable(f"{path.name} {why}"[:LONGEST_REASON])  # both can hold commands for a terminal, or a flood
+    return Misconfigured(f"the model folder {path.parent} cannot be used: {reason}")

@@ -15,7 +15,7 @@ import torch
 
 from kimi_vl.errors import Misconfigured
 from kimi_vl.model.checkpoint import load_model
-from kimi_vl.model.inspection import CONFIG, INDEX, PREPROCESSOR, SINGLE, inspect_folder
+from kimi_vl.model.inspection import CONFIG, INDEX, PREPROCESSOR, SINGLE, inspect_folder, read_index
 from kimi_vl.model.variants import WEIGHTS
 from kimi_vl.prompt.image_processor import ImageProcessor
 from kimi_vl.prompt.processor import KimiVLProcessor
@@ -166,6 +166,19 @@ def test_lists_in_lists_take_neither_memory_nor_an_end_of_the_stack(folder: Path
         assert CONFIG in refusal(folder)
         assert tracemalloc.get_traced_memory()[1] < 50_000_000
         tracemalloc.stop()
+
+
+def test_what_a_folder_holds_commands_no_terminal_and_floods_no_log(folder: Path) -> None:
+    whole = (folder / SINGLE).read_bytes()
+    name = rb"\u001b[2J\nerror: no disk".ljust(len("language_model.model.norm.weight"))
+    (folder / SINGLE).write_bytes(whole.replace(b"language_model.model.norm.weight", name))
+    assert r"holds \x1b[2J\nerror: no disk" in refusal(folder)
+    (folder / SINGLE).write_bytes(whole)
+    changed(folder, CONFIG, text__hidden_act="x" * 10**6)
+    assert len(refusal(folder)) < 2000
+    (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": {"a": "\x1b[2J.safetensors"}}))
+    with pytest.raises(Misconfigured, match=r"names '.x1b.2J.safetensors', which is no safetensors file beside it"):
+        read_index(folder)
 
 
 def header(length: int, content: bytes = b"") -> Callable[[Path], None]:

@@ -15,8 +15,9 @@ from transformers.core_model_loading import (
     WeightTransform,
 )
 
+from kimi_vl.model.config_check import TEXT_FIXED, TEXT_NUMBERS, TEXT_SIZES, VISION_SIZES, read_config
 from kimi_vl.model.configuration import KimiVLConfig
-from kimi_vl.model.inspection import TEXT_FIXED, TEXT_NUMBERS, TEXT_SIZES, VISION_SIZES, inspect_folder, read_config
+from kimi_vl.model.inspection import inspect_folder
 from kimi_vl.model.modeling import KimiVLForConditionalGeneration
 
 BLOCK, LAYER = r"^vision_tower\.encoder\.blocks\.(\d+)\.", r"^model\.vision_tower\.layers\.\1\."

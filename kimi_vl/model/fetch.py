@@ -18,16 +18,9 @@ from huggingface_hub.hf_api import ModelInfo
 from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, tqdm
 
 from kimi_vl.errors import Misconfigured
-from kimi_vl.model.inspection import (
-    CONFIG,
-    INDEX,
-    PREPROCESSOR,
-    SINGLE,
-    VOCABULARY,
-    missing_files,
-    read_config,
-    read_index,
-)
+from kimi_vl.model.config_check import read_config
+from kimi_vl.model.inspection import missing_files, read_index
+from kimi_vl.model.small_files import CONFIG, INDEX, PREPROCESSOR, SINGLE, VOCABULARY
 from kimi_vl.model.variants import VARIANTS, Variant, fetchable, locate
 
 NEEDED = (CONFIG, PREPROCESSOR, VOCABULARY)

@@ -3,7 +3,6 @@
 Nothing here builds a network or reads a tensor, so that a folder is refused within seconds, before any memory is taken.
 """
 
-import json
 import math
 import os
 from binascii import a2b_base64
@@ -12,64 +11,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kimi_vl.errors import Misconfigured, printable
+from kimi_vl.errors import Misconfigured
+from kimi_vl.model.config_check import check_preprocessor, read_config
+from kimi_vl.model.small_files import (
+    CONFIG,
+    INDEX,
+    LARGEST_JSON,
+    PREPROCESSOR,
+    SINGLE,
+    VOCABULARY,
+    is_file,
+    is_whole,
+    parse_json,
+    read_bytes,
+    read_json,
+    refusal,
+)
 
-CONFIG, PREPROCESSOR, VOCABULARY = "config.json", "preprocessor_config.json", "tiktoken.model"
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-LARGEST_JSON = 100_000_000  # bytes of a file, or of a safetensors header
-MOST_LEVELS = 100  # of lists and objects in each other, in a configuration or the index
-LARGEST_NUMBER = 1e9  # anywhere in a configuration; rope_theta is 800,000
 MOST_DIMENSIONS, LARGEST_SIZE = 8, 2**63  # of a tensor; beyond these the product could take hours
-LONGEST_REASON = 1000  # characters
 BYTES = {"BF16": 2, "F16": 2, "F32": 4}  # of an element of each type that weights may have
-
-# The smallest and the largest value of what shapes follow from.
-TEXT_SIZES = {
-    "vocab_size": (1, 2**20),
-    "max_position_embeddings": (1, 2**24),
-    "hidden_size": (1, 2**16),
-    "intermediate_size": (1, 2**18),
-    "moe_intermediate_size": (1, 2**16),
-    "num_hidden_layers": (1, 256),
-    "first_k_dense_replace": (0, 256),
-    "num_attention_heads": (1, 1024),
-    "n_routed_experts": (1, 1024),
-    "num_experts_per_tok": (1, 1024),
-    "n_shared_experts": (1, 64),
-    "kv_lora_rank": (1, 2**16),
-    "qk_nope_head_dim": (1, 4096),
-    "qk_rope_head_dim": (1, 4096),
-    "v_head_dim": (1, 4096),
-}
-VISION_SIZES = {
-    "patch_size": (1, 256),
-    "hidden_size": (1, 2**16),
-    "intermediate_size": (1, 2**18),
-    "num_hidden_layers": (1, 256),
-    "num_attention_heads": (1, 1024),
-    "init_pos_emb_height": (1, 4096),
-    "init_pos_emb_width": (1, 4096),
-}
-TEXT_NUMBERS = {"rope_theta": (1, 1e9), "rms_norm_eps": (0, 1), "routed_scaling_factor": (0, 1000)}
-PICTURE_DEFAULTS = {"patch_size": 14, "merge_kernel_size": [2, 2]}  # what ImageProcessor takes absent ones for
-PICTURE_SIZES = {"in_token_limit": (4, 2**20), "patch_size": (1, 256)}
 
 # The ids that follow the vocabulary's, and the place of <|media_pad|> among them.
 CONTROL_TOKENS, MEDIA_PAD = 256, 21
-
-# Of all that DeepSeek-V3 can be, what Kimi-VL is.
-TEXT_FIXED = {
-    "q_lora_rank": None,
-    "rope_scaling": None,
-    "attention_bias": False,
-    "hidden_act": "silu",
-    "moe_layer_freq": 1,
-    "n_group": 1,
-    "topk_group": 1,
-    "norm_topk_prob": True,
-    "scoring_func": "sigmoid",
-    "topk_method": "noaux_tc",
-}
 
 Shape = tuple[int, ...]
 
@@ -100,14 +63,14 @@ def missing_files(folder: Path) -> list[str]:
         Misconfigured: that cannot be told, as without the right to look into the folder.
     """
     needed = [CONFIG, PREPROCESSOR, VOCABULARY]
-    if _is_file(folder / INDEX):
+    if is_file(folder / INDEX):
         try:
             needed += sorted(set(read_index(folder).values()))
         except Misconfigured:
             needed.append(INDEX)  # there, and damaged: inspect_folder says how
     else:
         needed.append(SINGLE)
-    return [name for name in needed if not _is_file(folder / name)]
+    return [name for name in needed if not is_file(folder / name)]
 
 
 def inspect_folder(folder: Path) -> list[StoredTensor]:
@@ -125,7 +88,7 @@ def inspect_folder(folder: Path) -> list[StoredTensor]:
         if not path.is_file() and not path.is_dir():  # a pipe would be waited for
             raise refusal(path, "is neither a file nor a folder; take it away")
     config = read_config(folder)
-    _check_preprocessor(folder / PREPROCESSOR, config["vision_config"])
+    check_preprocessor(folder / PREPROCESSOR, config["vision_config"])
     if (folder / VOCABULARY).is_file():
         _check_vocabulary(folder / VOCABULARY, config)
     expected = expected_shapes(config)
@@ -152,58 +115,13 @@ def inspect_folder(folder: Path) -> list[StoredTensor]:
     return list(found.values())
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """The folder's config.json.
-
-    Raises:
-        Misconfigured: it is not there, not Kimi-VL's, or holds numbers that no network can have.
-    """
-    path = folder / CONFIG
-    config = _read_json(path)
-    architectures = config.get("architectures", ["KimiVLForConditionalGeneration"])
-    if config.get("model_type") != "kimi_vl" or architectures != ["KimiVLForConditionalGeneration"]:
-        raise refusal(
-            path,
-            f"says model_type {config.get('model_type')!r} and architectures {architectures!r}, which is not Kimi-VL; "
-            "name a Kimi-VL checkpoint",
-        )
-    text, vision = config.get("text_config"), config.get("vision_config")
-    if not isinstance(text, dict) or not isinstance(vision, dict):
-        raise refusal(path, "has no text_config or no vision_config")
-    _check_sizes(path, "text_config.", text, TEXT_SIZES)
-    _check_sizes(path, "vision_config.", vision, VISION_SIZES)
-    _check_sizes(path, "", config, {"media_placeholder_token_id": (0, text["vocab_size"] - 1)})
-    merge = vision.get("merge_kernel_size")
-    if not isinstance(merge, list) or len(merge) != 2 or not all(_is_whole(n) and 1 <= n <= 16 for n in merge):
-        raise refusal(path, f"has vision_config.merge_kernel_size {merge!r}, which must be two whole numbers up to 16")
-    for key, (lowest, highest) in TEXT_NUMBERS.items():
-        value = text.get(key)
-        if value is None or not _is_number(value) or not lowest <= value <= highest:
-            raise refusal(
-                path, f"has text_config.{key} {value!r}, which must be a number from {lowest} to {highest:,.0f}"
-            )
-    fixed = {**TEXT_FIXED, "num_key_value_heads": text["num_attention_heads"]}
-    for key, value in fixed.items():
-        if text.get(key, value) != value:
-            raise refusal(path, f"has text_config.{key} {text[key]!r}, and Kimi-VL's is {value!r}")
-    if text["num_experts_per_tok"] > text["n_routed_experts"]:
-        raise refusal(path, "has a text_config.num_experts_per_tok above its n_routed_experts")
-    if vision["hidden_size"] % vision["num_attention_heads"]:
-        raise refusal(path, "has a vision_config.hidden_size that its num_attention_heads do not divide")
-    if vision["hidden_size"] // vision["num_attention_heads"] % 4:  # pairs for the row and pairs for the column
-        raise refusal(path, "has a vision_config.hidden_size that is no multiple of 4 for each of its heads")
-    if text["qk_rope_head_dim"] % 2:
-        raise refusal(path, f"has text_config.qk_rope_head_dim {text['qk_rope_head_dim']}, which must be even")
-    return config
-
-
 def read_index(folder: Path) -> dict[str, str]:
     """The file of each tensor, from model.safetensors.index.json.
 
     Raises:
         Misconfigured: it is no index, or names anything but safetensors files beside it.
     """
-    index = _read_json(folder / INDEX)
+    index = read_json(folder / INDEX)
     weight_map = index.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise refusal(folder / INDEX, "has no weight_map; copy or fetch it again")
@@ -295,7 +213,7 @@ def _tensors(path: Path) -> dict[str, StoredTensor]:
             size, length = path.stat().st_size, int.from_bytes(file.read(8), "little")
             if size < 8 or length > min(LARGEST_JSON, size - 8):
                 raise refusal(path, "is no safetensors file or truncated; copy or fetch it again")
-            header = _parse(path, file.read(length))
+            header = parse_json(path, file.read(length))
     except OSError as error:
         raise refusal(path, f"cannot be read ({error.strerror})") from None
     header.pop("__metadata__", None)
@@ -308,7 +226,7 @@ def _tensors(path: Path) -> dict[str, StoredTensor]:
         if kind not in BYTES:
             raise refusal(path, f"holds {name} as {kind}, and only {', '.join(BYTES)} are loaded")
         if len(shape) > MOST_DIMENSIONS or not all(
-            _is_whole(n) and 0 <= n <= LARGEST_SIZE for n in (*shape, begin, end)
+            is_whole(n) and 0 <= n <= LARGEST_SIZE for n in (*shape, begin, end)
         ):
             raise refusal(path, f"has a damaged header at {name}; copy or fetch it again")
         tensors.append(StoredTensor(name, path, kind, shape, 8 + length + begin))
@@ -328,7 +246,7 @@ def _tensors(path: Path) -> dict[str, StoredTensor]:
 
 def _check_vocabulary(path: Path, config: Mapping[str, Any]) -> None:
     """Whether each line is the base64 of a token and its rank, in order, and the weights are for just these tokens."""
-    data = _read(path)
+    data = read_bytes(path)
     ranks: dict[bytes, int] = {}
     try:
         for line in filter(None, data.splitlines()):
@@ -348,84 +266,3 @@ def _check_vocabulary(path: Path, config: Mapping[str, Any]) -> None:
         )
     if lacking := [byte for byte in range(256) if bytes([byte]) not in ranks]:  # any text may hold it
         raise refusal(path, f"lacks the token of the single byte {lacking[0]:#04x}; copy or fetch it again")
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except OSError as error:  # no right to look there, or a name that is too long
-        raise refusal(path, f"cannot be read ({error.strerror})") from None
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    values = _parse(path, _read(path))
-    _check_numbers(path, values)
-    return values
-
-
-def _read(path: Path) -> bytes:
-    try:
-        if path.stat().st_size > LARGEST_JSON:
-            raise refusal(path, f"is larger than {LARGEST_JSON:,} bytes")
-        return path.read_bytes()
-    except OSError as error:
-        reason = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
-        raise refusal(path, reason) from None
-
-
-def _parse(path: Path, data: bytes) -> dict[str, Any]:
-    def refuse(constant: str) -> None:
-        raise refusal(path, f"holds {constant}, which is no number that can be used")
-
-    try:
-        values = json.loads(data.decode(), parse_constant=refuse)  # others take no BOM, and nothing but UTF-8
-    except (ValueError, RecursionError):
-        values = None
-    if not isinstance(values, dict):
-        raise refusal(path, "is damaged: it holds no JSON object in UTF-8 without a BOM; copy or fetch it again")
-    return values
-
-
-def _check_numbers(path: Path, value: Any, keys: tuple[str, ...] = ()) -> None:
-    if len(keys) > MOST_LEVELS:
-        raise refusal(path, f"is nested more than {MOST_LEVELS} levels deep")
-    if isinstance(value, dict | list):
-        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
-            _check_numbers(path, inner, (*keys, str(key)))
-    elif isinstance(value, int | float) and not abs(value) <= LARGEST_NUMBER:
-        raise refusal(path, f"has {'.'.join(keys)} {value}, and no number in it may exceed {LARGEST_NUMBER:,.0f}")
-
-
-def _check_sizes(path: Path, prefix: str, values: Mapping[str, Any], limits: Mapping[str, tuple[int, int]]) -> None:
-    for key, (lowest, highest) in limits.items():
-        value = values.get(key)
-        if value is None or not _is_whole(value) or not lowest <= value <= highest:
-            raise refusal(
-                path, f"has {prefix}{key} {value!r}, which must be a whole number from {lowest:,} to {highest:,}"
-            )
-
-
-def _check_preprocessor(path: Path, vision: Mapping[str, Any]) -> None:
-    values = _read_json(path)
-    _check_sizes(path, "", values, {key: PICTURE_SIZES[key] for key in PICTURE_SIZES & values.keys()})
-    for key, default in PICTURE_DEFAULTS.items():
-        if str(values.get(key, default)) != str(vision[key]):  # 2.0 equals 2, and is no size
-            raise refusal(path, f"has {key} {values.get(key)!r}, and {CONFIG} has {vision[key]!r}")
-    for key in ("image_mean", "image_std"):
-        levels = values.get(key, [0.5] * 3)
-        if not isinstance(levels, list) or len(levels) != 3 or not all(_is_number(n) and 0 < n <= 1 for n in levels):
-            raise refusal(path, f"has {key} {levels!r}, which must be three numbers above 0 and up to 1")
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def refusal(path: Path, why: str) -> Misconfigured:
-    """What is raised for a file of a checkpoint folder that makes it useless."""
-    reason = printable(f"{path.name} {why}"[:LONGEST_REASON])  # both can hold commands for a terminal, or a flood
-    return Misconfigured(f"the model folder {path.parent} cannot be used: {reason}")

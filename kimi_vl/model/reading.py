@@ -16,7 +16,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from kimi_vl.model.inspection import StoredTensor, refusal
+from kimi_vl.model.inspection import StoredTensor
+from kimi_vl.model.small_files import refusal
 
 THREADS = 12
 BUFFERS = 2  # of each thread: one is filled while the other is copied

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kimi_vl.errors import Misconfigured
-from kimi_vl.model.inspection import LARGEST_JSON, missing_files
+from kimi_vl.model.inspection import missing_files
+from kimi_vl.model.small_files import LARGEST_JSON
 
 WEIGHTS = Path(__file__).resolve().parents[2] / "weights"
 PART = r"[A-Za-z0-9_]+(?:[.-][A-Za-z0-9_]+)*"  # neither "--" nor "..": the folders' names depend on that

@@ -13,8 +13,9 @@ import torch
 from safetensors.torch import save_file
 
 from kimi_vl.model.configuration import KimiVLConfig
-from kimi_vl.model.inspection import INDEX, Shape, expected_shapes
+from kimi_vl.model.inspection import Shape, expected_shapes
 from kimi_vl.model.modeling import KimiVLForConditionalGeneration
+from kimi_vl.model.small_files import INDEX
 from kimi_vl.model.variants import WEIGHTS
 from kimi_vl.prompt.processor import KimiVLProcessor
 from kimi_vl.prompt.tokenizer import CONTROL_TOKENS

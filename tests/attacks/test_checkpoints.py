@@ -15,7 +15,8 @@ import torch
 
 from kimi_vl.errors import Misconfigured
 from kimi_vl.model.checkpoint import load_model
-from kimi_vl.model.inspection import CONFIG, INDEX, PREPROCESSOR, SINGLE, inspect_folder, read_index
+from kimi_vl.model.inspection import inspect_folder, read_index
+from kimi_vl.model.small_files import CONFIG, INDEX, PREPROCESSOR, SINGLE
 from kimi_vl.model.variants import WEIGHTS
 from kimi_vl.prompt.image_processor import ImageProcessor
 from kimi_vl.prompt.processor import KimiVLProcessor

@@ -9,8 +9,9 @@ from kimi_vl.engine.fast.loading import load_network
 from kimi_vl.engine.fast.network import Network
 from kimi_vl.model import reading
 from kimi_vl.model.checkpoint import load_model
-from kimi_vl.model.inspection import SINGLE, inspect_folder
+from kimi_vl.model.inspection import inspect_folder
 from kimi_vl.model.reading import SPAN_BYTES, Place, read_tensors
+from kimi_vl.model.small_files import SINGLE
 from kimi_vl.model.variants import WEIGHTS
 from tests.engine.fast.networks import assert_same
 

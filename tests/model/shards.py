@@ -6,7 +6,7 @@ from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 
-from kimi_vl.model.inspection import INDEX, SINGLE
+from kimi_vl.model.small_files import INDEX, SINGLE
 
 
 def split(folder: Path, number: Callable[[str], int]) -> Path:

@@ -19,7 +19,8 @@ from safetensors.torch import load_file, save_file
 
 from kimi_vl.errors import Misconfigured
 from kimi_vl.model import checkpoint
-from kimi_vl.model.inspection import INDEX, LARGEST_JSON, expected_shapes, inspect_folder
+from kimi_vl.model.inspection import expected_shapes, inspect_folder
+from kimi_vl.model.small_files import INDEX, LARGEST_JSON
 from kimi_vl.model.variants import WEIGHTS, find_model
 from tests.model.shards import split
 

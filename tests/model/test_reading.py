@@ -14,8 +14,9 @@ from torch import Tensor
 
 from kimi_vl.errors import Misconfigured
 from kimi_vl.model import reading
-from kimi_vl.model.inspection import SINGLE, StoredTensor, inspect_folder
+from kimi_vl.model.inspection import StoredTensor, inspect_folder
 from kimi_vl.model.reading import SPAN_BYTES, Place, read_tensors
+from kimi_vl.model.small_files import SINGLE
 from kimi_vl.model.variants import WEIGHTS
 from tests.model.shards import split
 

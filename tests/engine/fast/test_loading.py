@@ -18,8 +18,8 @@ from kimi_vl.engine.fast.scheme import SCHEMES
 from kimi_vl.errors import Misconfigured
 from kimi_vl.model import reading
 from kimi_vl.model.checkpoint import load_model
-from kimi_vl.model.inspection import SINGLE
 from kimi_vl.model.reading import SPAN_BYTES
+from kimi_vl.model.small_files import SINGLE
 from kimi_vl.model.variants import WEIGHTS
 from tests.engine.fast.networks import assert_same
 from tests.model.shards import split

@@ -50,7 +50,7 @@ class Decoder:
         self.weights = weights
         self.cache = cache
         self.rotary = rotary
-        self.logits = torch.empty(weights.head.shape[0], dtype=torch.float32, device=cache.device)
+        self.logits = torch.zeros(weights.head.shape[0], dtype=torch.float32, device=cache.device)
         self.position = torch.zeros(1, dtype=torch.int32, device=cache.device)
         self.draw = Draw.empty(cache.device)
         self.counts = torch.zeros(len(self.logits), dtype=torch.int32, device=cache.device)  # kept where penalised

@@ -7,6 +7,7 @@ from PIL import Image, ImageCms
 
 MAX_PROFILE_BYTES = 4_000_000  # real ones have a few kilobytes, those of printers up to two megabytes
 DEEP_GREY = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")
+WITH_ALPHA = ("LA", "RGBA")  # the band A of LAB is a colour
 STRIP = 512  # rows, about
 SRGB = ImageCms.createProfile("sRGB")
 
@@ -14,7 +15,7 @@ SRGB = ImageCms.createProfile("sRGB")
 def to_srgb(picture: Image.Image) -> Image.Image:
     """The picture in mode RGB: its colour profile honoured, its transparency over white."""
     colours = _through_profile(_eight_bits(picture), picture.info.get("icc_profile"))
-    if "A" not in colours.getbands():
+    if colours.mode not in WITH_ALPHA:
         return colours.convert("RGB")
     seen = Image.new("RGB", colours.size, "white")
     seen.paste(colours, mask=colours.getchannel("A"))
@@ -72,7 +73,7 @@ def _grey(picture: Image.Image) -> Image.Image:
 
 def _through_profile(picture: Image.Image, profile: bytes | None) -> Image.Image:
     """Colours from the profile to sRGB, alpha as it was; a profile that is broken or of another mode is ignored."""
-    alpha = picture.getchannel("A") if "A" in picture.getbands() else None
+    alpha = picture.getchannel("A") if picture.mode in WITH_ALPHA else None
     if profile and len(profile) <= MAX_PROFILE_BYTES:
         base = picture.convert("L" if picture.mode == "LA" else "RGB") if alpha else picture
         try:

@@ -203,6 +203,12 @@ def test_printing_colours(kind: str) -> None:
     assert blue < 5
 
 
+@pytest.mark.parametrize("size", [(96, 64), (LARGE // 4000 + 2, 4000)])
+def test_colours_of_lab(size: tuple[int, int]) -> None:
+    seen = decoded(encoded(scene(*size).convert("LAB"), "TIFF"))
+    assert difference(seen, scene(*seen.size)) < 2
+
+
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 SWAPPED = SRGB.replace(b"rXYZ", b"tmpX").replace(b"bXYZ", b"rXYZ").replace(b"tmpX", b"bXYZ")  # its red is blue
 

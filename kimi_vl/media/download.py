@@ -125,7 +125,8 @@ class _Connection(HTTPConnection):
         seconds_left: Callable[[], float],
     ) -> None:
         self.default_port = _port(parts)  # which HTTP's Host header leaves out
-        super().__init__(_ascii_host(parts), parts.port)
+        # With a port, for without one the last group of an IPv6 address would be taken for it.
+        super().__init__(_ascii_host(parts), parts.port or self.default_port)
         self._addresses = addresses
         self._tls = context if parts.scheme == "https" else None
         self._seconds_left = seconds_left

@@ -20,6 +20,7 @@ from kimi_vl.media.sources import Fetching
 
 AUTHORITY = trustme.CA()
 PICTURE = b"a picture"
+ADDRESS = "2606:4700:4700::1111"
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -97,7 +98,7 @@ class Handler(BaseHTTPRequestHandler):
 @pytest.fixture(scope="module")
 def port() -> Iterator[int]:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    AUTHORITY.issue_cert("127.0.0.1", "pictures.example", "xn--bcher-kva.example").configure_cert(context)
+    AUTHORITY.issue_cert("127.0.0.1", ADDRESS, "pictures.example", "xn--bcher-kva.example").configure_cert(context)
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.socket = context.wrap_socket(server.socket, server_side=True)
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -171,6 +172,15 @@ def test_asks_for_the_name_and_tells_nothing_else(
 def test_names_of_other_scripts(port: int, names: dict[str, list[str]]) -> None:
     names["xn--bcher-kva.example"] = ["127.0.0.1"]
     assert fetch(f"https://bücher.example:{port}/") == PICTURE
+
+
+def test_an_address_of_ipv6_needs_no_port(
+    port: int, names: dict[str, list[str]], asked: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kimi_vl.media.download._port", lambda parts: port)
+    names[ADDRESS] = ["127.0.0.1"]
+    assert fetch(f"https://[{ADDRESS}]/") == PICTURE
+    assert asked[0][1]["Host"] == f"[{ADDRESS}]"
 
 
 def test_the_next_address_is_tried_when_one_does_not_answer(port: int, names: dict[str, list[str]]) -> None:

@@ -88,7 +88,8 @@ def download(
                 raise InvalidRequest(
                     f"{name} could not be fetched: its server answered with status {response.status}; check the URL."
                 )
-            url = urljoin(url, location)
+            # The bytes as they came, UTF-8 mostly, which http.client takes for Latin-1.
+            url = urljoin(url, quote(location, safe=punctuation, encoding="latin-1"))
     except (InvalidRequest, TimeoutError):
         raise
     except (OSError, HTTPException, ValueError):  # of connections and TLS, of HTTP, of URLs

@@ -10,6 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
 from ipaddress import ip_address
 from typing import Any, ClassVar
+from urllib.parse import unquote
 
 import pytest
 import trustme
@@ -86,6 +87,11 @@ class Handler(BaseHTTPRequestHandler):
     def to(self, location: str) -> None:
         self.send_response(302)
         self.send_header("Location", location)
+        self.end_headers()
+
+    def to_letters(self, name: str) -> None:
+        self.send_response(302)
+        self.send_header("Location", f"/picture/{unquote(name)} 1".encode().decode("latin-1"))  # sent as UTF-8
         self.end_headers()
 
     def rounds(self, count: str) -> None:
@@ -167,6 +173,11 @@ def test_asks_for_the_name_and_tells_nothing_else(
     assert path == "/%C3%A9%20a/%20?q=%C3%BC"
     assert headers.pop("Host") == f"pictures.example:{port}"
     assert headers == {"Accept": "*/*", "User-Agent": "kimi-vl", "Accept-Encoding": "identity"}
+
+
+def test_a_redirect_may_have_letters_of_any_script(port: int, asked: list[Any]) -> None:
+    assert fetch(f"https://127.0.0.1:{port}/to_letters/é日") == PICTURE
+    assert asked[1][0] == "/picture/%C3%A9%E6%97%A5%201"
 
 
 def test_names_of_other_scripts(port: int, names: dict[str, list[str]]) -> None:

@@ -117,6 +117,7 @@ def decode(picture: Image.Image, name: str, wanted: Size) -> tuple[Image.Image, 
     try:
         if large and picture.format == "JPEG":  # which can be decoded smaller
             picture.draft(None, (picture.width // factor, picture.height // factor))
+        _scale_transparent_colour(picture)
         picture.load()
         turn = _turn(picture)
         if picture.width * picture.height > LARGE:
@@ -134,6 +135,20 @@ def _refusal(error: Exception, name: str, large: bool = False) -> InvalidRequest
         reason = f"takes more than {MEMORY >> 20} MB of memory to read"
         return InvalidRequest(f"{name} is damaged or {reason}; send a smaller one.")
     return InvalidRequest(f"{name} is damaged or incomplete; send it again.")
+
+
+def _scale_transparent_colour(picture: Image.Image) -> None:
+    """Of a PNG that is not loaded: Pillow gives the levels of its pixels 8 bits, and leaves this colour as it is."""
+    colour = picture.info.get("transparency")
+    if picture.format != "PNG" or colour is None:
+        return
+    match picture.tile[0].args:  # type: ignore[attr-defined]
+        case "L;2":
+            picture.info["transparency"] = colour * 85
+        case "L;4":
+            picture.info["transparency"] = colour * 17
+        case "RGB;16B":
+            picture.info["transparency"] = tuple(level >> 8 for level in colour)
 
 
 def _turn(picture: Image.Image) -> Image.Transpose | None:

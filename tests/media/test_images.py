@@ -150,6 +150,25 @@ def test_a_transparent_colour_is_white(mode: str, key: Any, seen: int) -> None:
     assert decoded(encoded(Image.new(mode, (1, 1), key))).getpixel((0, 0)) != (seen,) * 3
 
 
+@pytest.mark.parametrize(
+    ("bits", "kind", "row", "key", "expected"),
+    [
+        (1, 0, b"\x40", [1], [0, 255]),
+        (2, 0, b"\x18", [1], [0, 255, 170, 0]),
+        (4, 0, b"\x05\xa0", [5], [0, 255, 170, 0]),
+        (8, 0, b"\x05\xaa", [5], [255, 170]),
+        (16, 0, b"\x12\x34\xaa\xaa", [0x1234], [255, 170]),
+        (16, 2, b"\x12\x34" * 3 + b"\x34\x12" * 3, [0x1234] * 3, [255, 0x34]),
+    ],
+)
+def test_a_transparent_colour_has_the_depth_of_the_file(
+    bits: int, kind: int, row: bytes, key: list[int], expected: list[int]
+) -> None:
+    header = struct.pack(">IIBBBBB", len(expected), 1, bits, kind, 0, 0, 0)
+    seen = decoded(_png(header, b"\x00" + row, struct.pack(f">{len(key)}H", *key)))
+    assert list(seen.get_flattened_data()) == [(level,) * 3 for level in expected]
+
+
 def grey(values: Any, dtype: Any) -> Image.Image:
     return Image.fromarray(np.atleast_2d(np.array(values, dtype)))
 
@@ -186,11 +205,13 @@ def test_deep_colour_is_scaled_not_cut() -> None:
     assert list(decoded(_png(header, row)).get_flattened_data()) == [(0, 128, 255), (1, 0, 0)]
 
 
-def _png(header: bytes, rows: bytes) -> bytes:
+def _png(header: bytes, rows: bytes, transparent: bytes = b"") -> bytes:
     def chunk(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    key = chunk(b"tRNS", transparent) if transparent else b""
+    data = chunk(b"IDAT", zlib.compress(rows))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + key + data + chunk(b"IEND", b"")
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "TIFF"])

@@ -10,7 +10,7 @@ from kimi_vl.errors import InvalidRequest
 from kimi_vl.media.confined import Channel, Message, Size
 
 FLAGS = pdfium_c.FPDF_ANNOT | pdfium_c.FPDF_REVERSE_BYTE_ORDER  # annotations are drawn; RGB, not BGR
-PASSWORD_NEEDED = 4  # FPDF_ERR_PASSWORD
+PROTECTIONS = {pdfium_c.FPDF_ERR_PASSWORD: "a password", pdfium_c.FPDF_ERR_SECURITY: "certificates or digital rights"}
 
 
 def work(channel: Channel, request: Message) -> None:
@@ -32,8 +32,8 @@ def _open(file: BinaryIO, name: str) -> pdfium.PdfDocument:
         document = pdfium.PdfDocument(file)
         document.init_forms()  # so that what is filled in is drawn; this build of PDFium has no JavaScript
     except pdfium.PdfiumError as error:
-        if error.err_code == PASSWORD_NEEDED:
-            raise InvalidRequest(f"{name} is protected with a password; send it without one.") from None
+        if protection := PROTECTIONS.get(error.err_code or 0):
+            raise InvalidRequest(f"{name} is protected with {protection}; send it unprotected.") from None
         raise InvalidRequest(f"{name} is no PDF, or is damaged; send it again.") from None
     if len(document) < 1:
         raise InvalidRequest(f"{name} has no pages; send another.")

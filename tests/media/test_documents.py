@@ -89,6 +89,7 @@ def test_pictures_may_be_asked_for_in_any_order(tmp_path: Path) -> None:
 LOOP = "<</S/JavaScript/JS(while\\(true\\){} app.launchURL\\('http://127.0.0.1/'\\))>>"
 SHAPE = "/Type/XObject/Subtype/Form/BBox[0 0 200 100]"
 LOCKED = f"/Encrypt<</Filter/Standard/V 1/R 2/Length 40/P -4/O<{'41' * 32}>/U<{'42' * 32}>>>/ID[<41><41>]"
+SEALED = "/Encrypt<</Filter/Adobe.PubSec/SubFilter/adbe.pkcs7.s4/V 1/Recipients[<41>]>>/ID[<41><41>]"
 
 
 @pytest.mark.parametrize(
@@ -98,7 +99,8 @@ LOCKED = f"/Encrypt<</Filter/Standard/V 1/R 2/Length 40/P -4/O<{'41' * 32}>/U<{'
         (b"\x89PNG\r\n\x1a\n" * 100, "The first document is no PDF"),
         (b"%PDF-1.7\n" + os.urandom(5000), "The first document is no PDF"),
         (numbers(["1"])[:2000], "The first document is no PDF"),
-        (one_page(trailer=LOCKED), "The first document is protected with a password; send it without one."),
+        (one_page(trailer=LOCKED), "The first document is protected with a password; send it unprotected."),
+        (one_page(trailer=SEALED), "The first document is protected with certificates or digital rights; send it unpr"),
         (written("<</Type/Catalog/Pages 2 0 R>>", "<</Type/Pages/Count 0/Kids[]>>"), "The first document"),
         (bytes(20_000_001), "The first document is larger than 20 MB, the limit; send a smaller file."),
         (many_pages(10_000), f"has 10,000 pages and the limit is {MAX_PAGES:,}; pick some with pages."),

@@ -6,6 +6,7 @@ from kimi_vl.media.confined import ConfinedReader, Process
 from kimi_vl.media.sources import Fetching, Source, open_source
 
 MAX_FRAMES = 256  # of a request
+EARLY = 0.1  # seconds; at 29.97 frames a second the frame that is seen at 0:01 has begun at 0:00.967
 
 
 class Video(ConfinedReader):
@@ -44,7 +45,7 @@ class Video(ConfinedReader):
 
 
 def _clock(seconds: float) -> str:
-    """M:SS, or H:MM:SS from an hour on."""
-    minutes, rest = divmod(int(seconds), 60)
+    """M:SS, or H:MM:SS from an hour on, of a frame that begins then."""
+    minutes, rest = divmod(int(seconds + EARLY), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -152,6 +152,14 @@ def test_picked_frames_are_those_shown_at_evenly_spaced_instants(gaps: list[floa
     assert pick_frames(times, count, fps, 256) == expected
 
 
+@pytest.mark.parametrize("rate", [Fraction(24000, 1001), Fraction(30000, 1001), Fraction(25, 2)])
+def test_a_frame_of_each_second_is_introduced_by_that_second(rate: Fraction, tmp_path: Path) -> None:
+    times = [round(1000 * index / rate) for index in range(60)]
+    path = film(tmp_path / "film.mp4", [coloured(index) for index in range(60)], times)
+    seconds = range(int(times[-1] / 1000) + 1)
+    assert seen(path, fps=1)[0] == [f"0:0{second}:" for second in seconds]
+
+
 def test_more_frames_than_may_be_taken_are_refused() -> None:
     with pytest.raises(InvalidRequest, match=r"lasts 999 seconds and video_fps 1 takes 1,000 frames of it, and the"):
         pick_frames(list(range(1000)), 16, 1, 256)
@@ -235,7 +243,7 @@ def test_sixteen_thousand_frames(tmp_path: Path) -> None:
     started = time.monotonic()
     introductions, pictures = seen(path, frames=3)
     assert time.monotonic() - started < 10
-    assert introductions == ["0:00:", "5:19:", "10:39:"]
+    assert introductions == ["0:00:", "5:20:", "10:40:"]
     assert [sum(picture.getpixel((8, 8))) > 300 for picture in pictures] == [True, True, False]  # type: ignore[arg-type]
 
 

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import BinaryIO
 
 import pillow_heif
-from PIL import AvifImagePlugin, Image
+from PIL import AvifImagePlugin, Image, TiffImagePlugin
 
 from kimi_vl.errors import InvalidRequest
 from kimi_vl.media.colour import reduced, to_srgb
@@ -18,6 +18,7 @@ FORMATS_TO_SEND = "PNG, JPEG, WebP, GIF, BMP, TIFF, AVIF or HEIC"
 LARGE = 16_000_000  # pixels; a picture with more is made smaller before anything else is done with it
 TOGETHER = 24_000_000  # pixels of the pictures that are decoded at the same time, unless it is one
 THREADS = 4
+BITS, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0  # of TIFF
 ORIENTATION = 0x0112  # of EXIF
 TURNS = {  # what undoes it
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -120,6 +121,7 @@ def decode(picture: Image.Image, name: str, wanted: Size) -> tuple[Image.Image, 
         _scale_transparent_colour(picture)
         picture.load()
         turn = _turn(picture)
+        picture = _of_sixteen_bits(picture)
         if picture.width * picture.height > LARGE:
             whole, picture = picture, reduced(picture, factor)
             whole.close()
@@ -149,6 +151,16 @@ def _scale_transparent_colour(picture: Image.Image) -> None:
             picture.info["transparency"] = colour * 17
         case "RGB;16B":
             picture.info["transparency"] = tuple(level >> 8 for level in colour)
+
+
+def _of_sixteen_bits(picture: Image.Image) -> Image.Image:
+    """A loaded picture; a TIFF's deep grey from 0, black, to 65535, which Pillow leaves as it is in the file."""
+    if isinstance(picture, TiffImagePlugin.TiffImageFile) and picture.mode == "I;16":
+        if picture.tag_v2.get(PHOTOMETRIC) == WHITE_IS_ZERO:
+            return picture.point(lambda level: level * -1 + 65535)
+        if picture.tag_v2[BITS] == (12,):
+            return picture.point(lambda level: level * (65535 / 4095))
+    return picture
 
 
 def _turn(picture: Image.Image) -> Image.Transpose | None:

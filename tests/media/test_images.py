@@ -192,6 +192,21 @@ def test_depths(picture: Image.Image, kind: str, expected: list[int]) -> None:
     assert all(len(set(pixel)) == 1 for pixel in seen.get_flattened_data())
 
 
+@pytest.mark.parametrize(
+    ("bits", "photometric", "row", "expected"),
+    [
+        (16, 0, b"\x00\x00\x7f\x7f\xff\xff", [255, 128, 0]),
+        (12, 1, b"\x00\x08\x00\xff\xf0", [0, 128, 255]),
+    ],
+)
+def test_other_depths_of_tiff(bits: int, photometric: int, row: bytes, expected: list[int]) -> None:
+    width, entries = len(expected), 8
+    tags = {256: width, 257: 1, 258: bits, 259: 1, 262: photometric, 273: 14 + 12 * entries, 277: 1, 279: len(row)}
+    directory = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    seen = decoded(b"II*\x00" + struct.pack("<IH", 8, entries) + directory + bytes(4) + row)
+    assert [pixel[0] for pixel in seen.get_flattened_data()] == expected
+
+
 def test_grey_with_alpha() -> None:
     picture = Image.new("LA", (3, 1))
     picture.putdata([(0, 0), (0, 128), (100, 255)])

@@ -56,6 +56,7 @@ def download(
     Raises:
         InvalidRequest: it is no http(s) URL, leads to an address that is not public, or does not answer with a file.
         TimeoutError: no time is left.
+        RuntimeError: the file cannot be written, as on a full disk.
     """
     context = context or ssl.create_default_context()
     context.sslsocket_class = _TlsSocket
@@ -78,7 +79,7 @@ def download(
                 if response.status == 200:
                     left = max_bytes + 1
                     while left and (chunk := response.read(min(left, CHUNK))):
-                        left -= file.write(chunk)
+                        left -= _keep(file, chunk)
                     if left and response.length:  # bytes that were promised, whose absence read() does not mind
                         raise IncompleteRead(b"", response.length)
                     return
@@ -95,6 +96,13 @@ def download(
     except (OSError, HTTPException, ValueError):  # of connections and TLS, of HTTP, of URLs
         raise InvalidRequest(f"{name} could not be fetched; check the URL, or send it as a data: URI.") from None
     raise InvalidRequest(f"{name} is redirected more than {MAX_REDIRECTS} times; send the URL that it ends at.")
+
+
+def _keep(file: BinaryIO, chunk: bytes) -> int:
+    try:
+        return file.write(chunk)
+    except OSError as error:  # ours, which else would look like one of the connection
+        raise RuntimeError("what was fetched cannot be kept") from error
 
 
 class _PlainSocket(socket.socket):

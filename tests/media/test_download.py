@@ -203,6 +203,12 @@ def test_a_file_too_large_is_read_no_further(port: int) -> None:
     assert len(fetch(f"https://127.0.0.1:{port}/endless", max_bytes=50_000)) == 50_001
 
 
+def test_a_full_disk_is_no_fault_of_the_url(plain_port: int) -> None:
+    left = Fetching(10, private=True).seconds_left
+    with open("/dev/full", "wb", buffering=0) as full, pytest.raises(RuntimeError, match="cannot be kept"):
+        download(f"http://127.0.0.1:{plain_port}/", "The video", full, 1000, left, lambda address: True)
+
+
 @pytest.mark.parametrize("page", ["drip", "drip_headers"])
 @pytest.mark.parametrize("scheme", ["http", "https"])
 def test_a_server_that_trickles_has_no_more_time_than_another(

@@ -79,6 +79,16 @@ def test_of_several_frames_the_first_is_seen(kind: str) -> None:
     assert difference(decoded(data), scene()) < 3
 
 
+def test_what_the_first_frame_of_an_animated_webp_leaves_free_is_white() -> None:
+    frames = [Image.new("RGBA", (96, 64)) for _ in range(2)]
+    for index, frame in enumerate(frames):
+        frame.paste((200, 30, 30 * index), (0, 0, 96, 32))
+    data = encoded(frames[0], "WEBP", save_all=True, append_images=frames[1:], lossless=True)
+    assert Image.open(BytesIO(data)).mode == "RGB", "the file has transparency nowhere"
+    seen = decoded(data)
+    assert [seen.getpixel((10, y)) for y in (10, 50)] == [(200, 30, 0), (255, 255, 255)]
+
+
 CAMERA_TURNS = {  # how a camera that notes this orientation has stored the scene (EXIF 2.32, tag 0x0112)
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,

@@ -69,6 +69,18 @@ def test_an_animated_webp_that_is_partly_transparent(tmp_path: Path) -> None:
     assert numbers(path, fps=2) == [0, 1, 2]
 
 
+def test_what_no_frame_of_an_animated_webp_covers_is_white(tmp_path: Path) -> None:
+    frames = [Image.new("RGBA", (160, 120)) for _ in range(2)]
+    for index, frame in enumerate(frames):
+        frame.paste(coloured(index), (0, -60))
+    path = tmp_path / "film.webp"
+    frames[0].save(path, save_all=True, append_images=frames[1:], lossless=True)
+    assert Image.open(path).mode == "RGB", "the file has transparency nowhere"
+    for picture in seen(path)[1]:
+        assert picture.getpixel((10, 30)) != (255, 255, 255)
+        assert picture.getpixel((10, 90)) == (255, 255, 255)
+
+
 @pytest.mark.parametrize("kind", ["webp", "gif"])
 def test_one_that_stands_still_is_one_frame(kind: str, tmp_path: Path) -> None:
     coloured(27).save(tmp_path / f"still.{kind}")

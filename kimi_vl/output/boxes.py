@@ -9,7 +9,7 @@ _FRACTION = r"(0?\.\d+|[01](?:\.0*)?)"
 _SEPARATOR = r"\s*,\s*"
 _PAIR = rf"{_FRACTION}{_SEPARATOR}{_FRACTION}"
 BOX = re.compile(rf"[\[(]\s*{_PAIR}{_SEPARATOR}{_PAIR}\s*[\])]")
-POINT = re.compile(rf"[\[(]\s*{_PAIR}\s*[\])]|\bx\s*=\s*{_FRACTION}{_SEPARATOR}y\s*=\s*{_FRACTION}")
+POINT = re.compile(rf"[\[(]\s*{_PAIR}\s*[\])]|\bx\s*=\s*{_FRACTION}{_SEPARATOR}y\s*=\s*{_FRACTION}(?!\.?\d)")
 COLOUR = (230, 0, 60)
 
 

@@ -11,7 +11,7 @@ import re
 import sys
 from contextlib import closing
 from dataclasses import asdict, replace
-from io import TextIOWrapper
+from io import StringIO, TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -235,6 +235,7 @@ def parser() -> Parser:
 
 def main(argv: list[str] | None = None) -> int:
     """Answers one prompt, or holds a conversation; returns the exit status."""
+    sys.stderr = sys.stderr or StringIO()  # where it is closed, print would take stdout, and the answer goes there
     arguments = parser().parse_intermixed_args(argv)
     if not sys.stdout:
         parser().error("stdout is closed, and the answer would go there")

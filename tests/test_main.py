@@ -54,6 +54,14 @@ def test_json_is_one_object_and_nothing_else(number: str, capsys: pytest.Capture
     assert result["usage"]["cached_tokens"] == 0
 
 
+def test_json_is_alone_on_stdout_also_without_stderr(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stderr", None)  # as after 2>&-
+    assert main(["What is 12 + 7?", "--model", "tiny", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["answer"] == "19"
+
+
 def test_a_time_limit_ends_with_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([QUESTION, "--model", "tiny", "--json", "--timeout-s", "1e-6"]) == 0
     result = json.loads(capsys.readouterr().out)

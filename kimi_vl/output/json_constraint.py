@@ -74,6 +74,7 @@ class JsonConstraints:
         matcher = LLMatcher(self._matchers_tokenizer, grammar)
         if matcher.is_error():
             told = matcher.get_error().splitlines()[0].rpartition("JSON schema: ")[2]
+            told = told.partition(" Enable '")[0]  # an option of llguidance's, which a client cannot set
             reason = printable(told)[:200].rstrip(".:")
             raise InvalidRequest(f"json_schema cannot be enforced: {reason}; leave that out or change it.")
         return JsonConstraint(matcher, self._tokenizer.vocab_size)

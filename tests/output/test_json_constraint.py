@@ -118,6 +118,7 @@ def test_two_outputs_do_not_know_of_each_other() -> None:
         ('{"type": "string", "format": "shoe size"}', "cannot be enforced: Unknown format: shoe size"),
         ('{"$ref": "http://localhost/schema"}', "cannot be enforced"),
         ('{"type": "cat"}', "cannot be enforced"),
+        ('{"oneOf": [{}, {}]}', "cannot be enforced: oneOf constraints are not supported; leave that out or change it"),
         (r'{"type": "\u001b[2J"}', r"cannot be enforced: Invalid type: \\x1b\[2J; leave"),
         ('{"const": -9223372036854775808}', "takes more than 3 seconds or 1 GB of memory"),  # llguidance crashes
         ('{"multipleOf": 2147483648}', "takes more than 3 seconds or 1 GB of memory"),  # valid at once, made for ever

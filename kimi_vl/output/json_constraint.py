@@ -16,6 +16,7 @@ from kimi_vl.output.thinking import CLOSING, OPENING
 from kimi_vl.prompt.tokenizer import TikTokenTokenizer
 
 MAX_SCHEMA_CHARACTERS = 100_000
+MAX_EXACT = 2**53  # llguidance rounds larger ones to a float64
 STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}  # as json.dumps writes it
 _CLOSING_IN_REGEX = CLOSING.replace("/", r"\/")
 # In the thinking anything goes, up to the first closing marker.
@@ -77,6 +78,7 @@ class JsonConstraints:
             told = told.partition(" Enable '")[0]  # an option of llguidance's, which a client cannot set
             reason = printable(told)[:200].rstrip(".:")
             raise InvalidRequest(f"json_schema cannot be enforced: {reason}; leave that out or change it.")
+        _check_exact(parsed)
         return JsonConstraint(matcher, self._tokenizer.vocab_size)
 
     @cached_property
@@ -97,3 +99,17 @@ def _parse(schema: str) -> dict[str, Any]:
     if not isinstance(parsed, dict):
         raise InvalidRequest("json_schema is not an object; send a JSON Schema, an object in JSON.")
     return parsed
+
+
+def _check_exact(value: Any, fixed: bool = False) -> None:
+    """Refuses whole numbers in the const and enum of a schema that would not be the answer's as they stand there."""
+    if isinstance(value, dict):
+        for key, part in value.items():
+            _check_exact(part, fixed or key in ("const", "enum"))
+    elif isinstance(value, list):
+        for part in value:
+            _check_exact(part, fixed)
+    elif fixed and isinstance(value, int) and abs(value) > MAX_EXACT:
+        raise InvalidRequest(
+            f"json_schema has a const or enum with a number beyond {MAX_EXACT:,}, the limit; make it a string."
+        )

@@ -27,6 +27,8 @@ SCHEMAS = {
     },
     "enum": {"enum": ["red", "green", 3, None]},
     "const": {"const": {"a": [1, "two"]}},
+    "large": {"enum": [2**53, -(2**53)]},
+    "bounds": {"type": "integer", "minimum": -(2**62), "maximum": 2**63 - 1},
     "array": {"type": "array", "items": {"type": "integer"}, "minItems": 2, "maxItems": 4},
     "integer": {"type": "integer", "minimum": -20, "maximum": 1500},
     "number": {"type": "number", "exclusiveMinimum": 0, "maximum": 2.5},
@@ -121,6 +123,8 @@ def test_two_outputs_do_not_know_of_each_other() -> None:
         ('{"oneOf": [{}, {}]}', "cannot be enforced: oneOf constraints are not supported; leave that out or change it"),
         (r'{"type": "\u001b[2J"}', r"cannot be enforced: Invalid type: \\x1b\[2J; leave"),
         ('{"const": -9223372036854775808}', "takes more than 3 seconds or 1 GB of memory"),  # llguidance crashes
+        ('{"enum": [3, 1234567890123456789]}', "has a const or enum with a number beyond 9,007,199,254,740,992"),
+        ('{"items": {"const": {"id": -9007199254740993}}}', "has a const or enum with a number beyond"),
         ('{"multipleOf": 2147483648}', "takes more than 3 seconds or 1 GB of memory"),  # valid at once, made for ever
         ("{", "is not JSON"),
         ("[" * 10_000, "is not JSON"),

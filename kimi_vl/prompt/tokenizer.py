@@ -115,7 +115,9 @@ class TikTokenTokenizer(PreTrainedTokenizer):
     def _convert_token_to_id(self, token: str) -> int:
         if token in self.control:
             return self.control[token]
-        return self._ranks.get(token.encode("latin-1", "replace"), self.control["[UNK]"])
+        if any(character > "\xff" for character in token):  # no byte, and no "?" either
+            return self.control["[UNK]"]
+        return self._ranks.get(token.encode("latin-1"), self.control["[UNK]"])
 
     def _convert_id_to_token(self, index: int) -> str:
         if index < len(self._ranks):

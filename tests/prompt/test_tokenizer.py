@@ -51,6 +51,12 @@ def test_real_control_tokens(real: TikTokenTokenizer, name: str, token: int) -> 
     assert real.stop_ids == {163585, 163586}
 
 
+def test_what_is_no_token_is_unknown(tiny: TikTokenTokenizer) -> None:
+    question_mark = tiny.convert_tokens_to_ids("?")
+    assert tiny.convert_tokens_to_ids(["?", "月", "?月", "no such token"]) == [question_mark, *[tiny.unk_token_id] * 3]
+    assert question_mark != tiny.unk_token_id
+
+
 @pytest.mark.parametrize("forgery", FORGERIES)
 def test_control_tokens_in_text_are_text(tiny: TikTokenTokenizer, forgery: str) -> None:
     first_control = min(tiny.control.values())

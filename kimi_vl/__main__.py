@@ -56,12 +56,15 @@ def schema_file(name: str) -> str:
     """The text of a file; none without a name, which is argparse's way to ask for the default.
 
     Raises:
-        ArgumentTypeError: it cannot be read, is too large, or no text.
+        ArgumentTypeError: it cannot be read, is too large, empty, or no text.
     """
     try:
-        return file_bytes(name).decode() if name else ""
+        text = file_bytes(name).decode() if name else ""
     except UnicodeDecodeError:
         raise argparse.ArgumentTypeError("the file is not text; write a JSON Schema") from None
+    if name and not text:  # a request would take it for none
+        raise argparse.ArgumentTypeError("the file is empty; write a JSON Schema")
+    return text
 
 
 def messages_file(name: str) -> list[object]:

@@ -212,10 +212,11 @@ def test_an_answer_by_a_schema(tmp_path: Path, capsys: pytest.CaptureFixture[str
     with pytest.raises(SystemExit):
         main([*question, str(tmp_path / "missing.json")])
     assert "argument --json-schema: the file cannot be read" in capsys.readouterr().err
-    (tmp_path / "schema.json").write_bytes(b"\xff")
-    with pytest.raises(SystemExit):
-        main([*question, str(tmp_path / "schema.json")])
-    assert "argument --json-schema: the file is not text" in capsys.readouterr().err
+    for content, what in ((b"\xff", "not text"), (b"", "empty")):
+        (tmp_path / "schema.json").write_bytes(content)
+        with pytest.raises(SystemExit):
+            main([*question, str(tmp_path / "schema.json")])
+        assert f"argument --json-schema: the file is {what}" in capsys.readouterr().err
 
 
 def shown(text: str) -> dict[str, Any]:

@@ -9,12 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kimi_vl.engine.base import Patches, Picture
-from kimi_vl.engine.fast.loading import load_network
 from kimi_vl.engine.fast.network import Network
 from kimi_vl.engine.fast.pictures import Pictures, resample
-from kimi_vl.model.checkpoint import load_model
 from kimi_vl.model.modeling import KimiVLForConditionalGeneration
-from kimi_vl.model.variants import WEIGHTS
 
 GRID = (2, 4)
 
@@ -23,16 +20,6 @@ GRID = (2, 4)
 def no_gradients() -> Iterator[None]:
     with torch.inference_mode():
         yield
-
-
-@pytest.fixture(scope="module")
-def model() -> KimiVLForConditionalGeneration:
-    return load_model(WEIGHTS / "tiny", torch.device("cpu"), torch.float32)
-
-
-@pytest.fixture(scope="module")
-def network() -> Network:
-    return load_network(WEIGHTS / "tiny", torch.device("cpu"), torch.float32, "none", lambda line: None)
 
 
 class Watched(Pictures):

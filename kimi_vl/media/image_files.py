@@ -6,11 +6,12 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import BinaryIO
 
 import pillow_heif
-from PIL import AvifImagePlugin, Image, TiffImagePlugin, WebPImagePlugin
+from PIL import AvifImagePlugin, Image, TiffImagePlugin
 
 from kimi_vl.errors import InvalidRequest
 from kimi_vl.media.colour import reduced, to_srgb
 from kimi_vl.media.confined import MEMORY, Channel, Message, Size
+from kimi_vl.media.webp import leave_blank_transparent
 
 # Only these decoders ever see a client's bytes; Pillow has many more.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIF")
@@ -94,8 +95,7 @@ def open_picture(file: BinaryIO, name: str, max_pixels: int) -> Image.Image:
         raise InvalidRequest(f"{name} is not a picture of a known type; send a {FORMATS_TO_SEND} file.") from None
     except Exception as error:  # decoders raise whatever they meet: OSError, ValueError, SyntaxError, struct.error …
         raise _refusal(error, name) from None
-    if isinstance(picture, WebPImagePlugin.WebPImageFile) and picture.is_animated:
-        picture._mode = picture.rawmode = "RGBA"  # what its first frame leaves free is transparent, whatever it says
+    leave_blank_transparent(picture)
     pixels = picture.width * picture.height
     if pixels > max_pixels:
         raise InvalidRequest(f"{name} has {pixels / 1e6:.0f} {megapixels}")

@@ -12,10 +12,11 @@ from typing import Any, BinaryIO
 
 import av
 from av.stream import Disposition
-from PIL import Image, WebPImagePlugin
+from PIL import Image
 
 from kimi_vl.errors import InvalidRequest
 from kimi_vl.media.confined import Channel, Message
+from kimi_vl.media.webp import leave_blank_transparent
 
 TYPES_TO_SEND = "an MP4, MOV, WebM, MKV, GIF or WebP file"
 EPSILON = 1e-6  # seconds that make no difference
@@ -234,9 +235,7 @@ class WebP(Film):
             raise InvalidRequest("The video is a WebP with too many frames for its size; send it as an MP4.")
         file.seek(0)
         self._picture = Image.open(file, formats=("WEBP",))
-        assert isinstance(self._picture, WebPImagePlugin.WebPImageFile)
-        if self._picture.is_animated:
-            self._picture._mode = self._picture.rawmode = "RGBA"  # what no frame covers is transparent in any file
+        leave_blank_transparent(self._picture)
         self.size = self._picture.size
         _check_pixels(*self.size, max_pixels)
         starts = accumulate((duration or STILL for duration in durations), initial=0)

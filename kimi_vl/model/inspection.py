@@ -26,6 +26,7 @@ from kimi_vl.model.small_files import (
     read_bytes,
     read_json,
     refusal,
+    unreadable,
 )
 
 MOST_DIMENSIONS, LARGEST_SIZE = 8, 2**63  # of a tensor; beyond these the product could take hours
@@ -215,7 +216,7 @@ def _tensors(path: Path) -> dict[str, StoredTensor]:
                 raise refusal(path, "is no safetensors file or truncated; copy or fetch it again")
             header = parse_json(path, file.read(length))
     except OSError as error:
-        raise refusal(path, f"cannot be read ({error.strerror})") from None
+        raise unreadable(path, error) from None
     header.pop("__metadata__", None)
     tensors: list[StoredTensor] = []
     for name, entry in header.items():

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from kimi_vl.model.inspection import StoredTensor
-from kimi_vl.model.small_files import refusal
+from kimi_vl.model.small_files import refusal, unreadable
 
 THREADS = 12
 BUFFERS = 2  # of each thread: one is filled while the other is copied
@@ -83,7 +83,7 @@ class _Span:
             try:
                 count = os.preadv(file, [rest], offset)
             except OSError as error:
-                raise refusal(self.path, f"cannot be read ({error.strerror})") from error
+                raise unreadable(self.path, error) from error
             if not count:
                 raise refusal(self.path, "has become shorter while it was read; copy or fetch it again")
             rest, offset = rest[count:], offset + count
@@ -157,7 +157,7 @@ def _open(path: Path) -> FileIO:
     try:
         return path.open("rb", buffering=0)
     except OSError as error:
-        raise refusal(path, f"cannot be read ({error.strerror})") from error
+        raise unreadable(path, error) from error
 
 
 def _read(

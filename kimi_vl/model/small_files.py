@@ -20,6 +20,11 @@ def refusal(path: Path, why: str) -> Misconfigured:
     return Misconfigured(f"the model folder {path.parent} cannot be used: {reason}")
 
 
+def unreadable(path: Path, error: OSError) -> Misconfigured:
+    """What is raised for one that the system does not let be read."""
+    return refusal(path, f"cannot be read ({error.strerror})")
+
+
 def is_file(path: Path) -> bool:
     """Whether a file is there.
 
@@ -29,7 +34,7 @@ def is_file(path: Path) -> bool:
     try:
         return path.is_file()
     except OSError as error:  # no right to look there, or a name that is too long
-        raise refusal(path, f"cannot be read ({error.strerror})") from None
+        raise unreadable(path, error) from None
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -53,9 +58,10 @@ def read_bytes(path: Path) -> bytes:
         if path.stat().st_size > LARGEST_JSON:
             raise refusal(path, f"is larger than {LARGEST_JSON:,} bytes")
         return path.read_bytes()
+    except FileNotFoundError:
+        raise refusal(path, "is missing") from None
     except OSError as error:
-        reason = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
-        raise refusal(path, reason) from None
+        raise unreadable(path, error) from None
 
 
 def parse_json(path: Path, data: bytes) -> dict[str, Any]:

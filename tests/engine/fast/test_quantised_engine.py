@@ -8,20 +8,13 @@ import torch
 
 from kimi_vl.engine.base import ModelInputs
 from kimi_vl.engine.fast.engine import FastEngine
-from kimi_vl.engine.fast.loading import load_network
 from kimi_vl.engine.fast.network import Network
 from kimi_vl.engine.fast.scheme import SCHEMES
-from kimi_vl.model.variants import WEIGHTS
 from tests.tiny_questions import answered, asked, divergence, is_right, log_probabilities
 
 QUESTIONS = 8  # one of each family
 WRONG = {"int8": 0, "int4": 1}  # answers that may be wrong where they are right with all bits
 DIVERGENCE = {"int8": 1e-6, "int4": 1e-4}  # a token's, at the mean
-
-
-@pytest.fixture(scope="module")
-def network() -> Network:
-    return load_network(WEIGHTS / "tiny", torch.device("cpu"), torch.float32, "none", print)
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from kimi_vl.engine.fast.weights import Attention
 
 CHUNK = 16384  # tokens
 OPENING = 2 * CHUNK  # tokens that a long prompt begins with at once: what precedes its second half is not made again
-QUERIES = 2048  # at once, to all whole chunks before them
+QUERIES = 1024  # at once of tokens that are no whole chunk, to all whole chunks before them
 
 
 def planned(longest: int) -> Iterator[tuple[int, int]]:
@@ -25,7 +25,7 @@ def planned(longest: int) -> Iterator[tuple[int, int]]:
         longest: of the contexts, in tokens.
     """
     squares = [(CHUNK, CHUNK), (OPENING, OPENING)]
-    others = [(QUERIES, past + QUERIES) for past in range(CHUNK, longest, CHUNK)]
+    others = [(tokens, past + tokens) for past in range(CHUNK, longest, CHUNK) for tokens in (CHUNK, QUERIES)]
     yield from ((tokens, context) for tokens, context in squares + others if context <= longest)
 
 
@@ -93,13 +93,15 @@ def attend_by_rectangles(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, attentio
     many, whole = len(q) - few, past // CHUNK * CHUNK
     if len(q) % CHUNK == 0 and past == whole:
         mixed, sums = _attend(q, k[whole:], v[whole:], attention, causal=True)
+        at_once = len(q)
     else:
         parts, logarithms = empty_parts(q[:many], 1, attention)
         inner = _moved(span, -whole, few)
         attend_parts(q[:many], k[whole:], v[whole:], rows[whole:], attention, inner, parts, logarithms)
         mixed, sums = parts[0], logarithms[0]
-    for first in range(0, many if whole else 0, QUERIES):
-        block = slice(first, first + QUERIES)
+        at_once = QUERIES
+    for first in range(0, many if whole else 0, at_once):
+        block = slice(first, first + at_once)
         before, before_sums = _attend(q[block], k[:whole], v[:whole], attention, causal=False)
         join(mixed[block], sums[:, block], before[None], before_sums[None])
     if not few:

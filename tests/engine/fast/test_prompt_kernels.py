@@ -198,8 +198,12 @@ def test_multiply_whatever_computes_it(tokens: int, bits: int) -> None:
 
 
 @DTYPES
+@pytest.mark.parametrize("abreast", [gated.ABREAST, 2])
 @pytest.mark.parametrize(("tokens", "inner", "width"), [(1, 5, 64), (gated.TOKENS + 1, 2 * gated.COLUMNS + 3, 72)])
-def test_gated_product(tokens: int, inner: int, width: int, dtype: torch.dtype) -> None:
+def test_gated_product(
+    tokens: int, inner: int, width: int, abreast: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gated, "ABREAST", abreast)
     out, x = poison(tokens, inner, dtype=dtype), normal(tokens, width, dtype=dtype)
     weight = normal(2 * inner, width, dtype=dtype, scale=0.2)
     check(gated_product, [out], x, weight, None, None, out, tolerance=TOLERANCE[dtype])
@@ -211,7 +215,11 @@ def test_gated_product(tokens: int, inner: int, width: int, dtype: torch.dtype) 
     [[3], [0, 0], [0, 5, 0, gated.TOKENS, 1], [gated.TOKENS + 1, 0, 2 * gated.TOKENS], [1] * 25],
     ids=str,
 )
-def test_gated_product_of_each_experts_tokens(counts: list[int], dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("abreast", [gated.ABREAST, 1])
+def test_gated_product_of_each_experts_tokens(
+    abreast: int, counts: list[int], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gated, "ABREAST", abreast)
     padded, inner, width = sum(counts) + 9, gated.COLUMNS + 8, 72
     x, sources = normal(50, width, dtype=dtype), torch.randint(49, [padded], dtype=torch.int32).to(DEVICE)
     x[49], sources[sum(counts) :] = float("nan"), 49

@@ -22,6 +22,7 @@ from kimi_vl.engine.fast.matrix import Matrix
 TOKENS = 128  # in a tile
 COLUMNS = 128  # of the output in a tile
 DEPTH = 64  # of both factors at once
+ABREAST = 11  # tiles that run together and share their tokens; their rows of the matrix stay in the L2 cache meanwhile
 STAGES = {True: 4, False: 1}  # of these on their way, by is_hopper: 192 KB of shared memory
 WORTH_FUSING = 1024  # tokens; fewer are too few tiles for the GPU, and a prompt graph with more has all compiled ahead
 
@@ -41,9 +42,15 @@ def _gated_product_kernel(
     TOKENS: tl.constexpr,
     COLUMNS: tl.constexpr,
     DEPTH: tl.constexpr,
+    ABREAST: tl.constexpr,
 ):
     wide: tl.constexpr = (INNER + COLUMNS - 1) // COLUMNS
-    tile, column = tl.program_id(0) // wide, tl.program_id(0) % wide * COLUMNS
+    # ABREAST columns of tiles from the first token to the last, then the next ones
+    stripe = tl.num_programs(0) // wide * ABREAST
+    left = tl.program_id(0) // stripe * ABREAST
+    abreast = tl.minimum(wide - left, ABREAST)
+    place = tl.program_id(0) % stripe
+    tile, column = place // abreast, (left + place % abreast) * COLUMNS
     first, last, expert = tile * TOKENS, ROWS_OF_ALL, 0
     if ends is not None:
         first, last, expert = rows_of_tile(tile, ends, EXPERTS, EXPERTS_BLOCK, TOKENS)
@@ -72,7 +79,7 @@ def _launch_gated_product(x: Tensor, weight: Tensor, sources: Tensor | None, end
     tiles = triton.cdiv(rows, TOKENS) + experts - 1  # each expert but one may begin one more
     run_kernel(
         _gated_product_kernel,
-        (tiles * triton.cdiv(inner, COLUMNS),),  # those of the same rows run together, and share them in the L2 cache
+        (tiles * triton.cdiv(inner, COLUMNS),),
         TensorDescriptor.from_tensor(x, [TOKENS, DEPTH]) if sources is None else x,
         TensorDescriptor.from_tensor(weight.view(2 * experts, inner, width), [2, COLUMNS, DEPTH]),
         sources,
@@ -86,6 +93,7 @@ def _launch_gated_product(x: Tensor, weight: Tensor, sources: Tensor | None, end
         TOKENS=TOKENS,
         COLUMNS=COLUMNS,
         DEPTH=DEPTH,
+        ABREAST=ABREAST,
         num_warps=8,
         num_stages=STAGES[is_hopper(x.device)],
     )

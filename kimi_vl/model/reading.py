@@ -24,7 +24,7 @@ BUFFERS = 2  # of each thread: one is filled while the other is copied
 SPAN_BYTES = 2**24  # read at once: for smaller ones the threads wait longer for one another's Python than for memory
 DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 
-Place = Callable[[int, Tensor], None]
+Place = Callable[[int, Tensor], Tensor | None]
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,8 @@ def read_tensors(
         tensors: as inspect_folder gives them; they are read in this order.
         places: by the tensor's name, what is called as place(first, piece), on one of several threads: piece is
             [rows, ...] in the CPU's memory, of the file's type, and holds the tensor's rows from number `first` on.
-            The place copies it to where it belongs. It may do that asynchronously, on the current CUDA stream.
+            The place says where it is to be copied to; or it copies by itself what it makes of it, perhaps
+            asynchronously on the current CUDA stream, and says None.
         device: where the pieces go; for a GPU they are in pinned memory.
         threads: that read.
     Raises:
@@ -170,8 +171,13 @@ def _read(
         buffers = [_Buffer(size, on_gpu) for _ in range(BUFFERS)]
         for span, buffer in zip(work, cycle(buffers), strict=False):
             buffer.wait()
+            targets, sources = list[Tensor](), list[Tensor]()
             for piece, rows in span.read(files[span.path], buffer.memory):
-                places[piece.tensor.name](piece.first, rows)
+                if (target := places[piece.tensor.name](piece.first, rows)) is not None:
+                    targets.append(target)
+                    sources.append(rows)
+            if targets:  # by one call: with each the thread gives Python's lock away, and has to wait for it
+                torch._foreach_copy_(targets, sources, non_blocking=True)
             buffer.mark()
     if stream:
         stream.synchronize()

@@ -157,11 +157,14 @@ def _picture_modules(tower: Any, projector: Any) -> Iterator[tuple[str, Any]]:
 def _rows(matrix: Matrix | Tensor, start: int = 0) -> Place:
     """In a matrix, or a vector, from a row on."""
 
-    def place(first: int, piece: Tensor) -> None:
-        if isinstance(matrix, Matrix):
-            matrix.store(start + first, piece)
-        else:
-            matrix[first : first + len(piece)].copy_(piece, non_blocking=True)
+    def place(first: int, piece: Tensor) -> Tensor | None:
+        rows = slice(start + first, start + first + len(piece))
+        if isinstance(matrix, Tensor):
+            return matrix[rows]
+        if matrix.bits == 16:
+            return matrix.values[rows]
+        matrix.store(rows.start, piece)
+        return None
 
     return place
 

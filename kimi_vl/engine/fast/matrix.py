@@ -71,19 +71,17 @@ class Matrix:
         return out
 
     def store(self, first_row: int, piece: Tensor) -> None:
-        """Writes some whole rows, in the matrix's bits; nobody waits for a GPU that fetches them from pinned memory.
+        """Writes some whole rows, in the matrix's 8 or 4 bits; nobody waits for a GPU that fetches them.
 
         Args:
             first_row: where they go.
             piece: [rows, columns] of a floating type, on any device.
         """
+        assert self.scales is not None
         rows = slice(first_row, first_row + len(piece))
-        if self.scales is None:
-            self.values[rows].copy_(piece, non_blocking=True)
-        else:
-            quantise = quantise_rows if self.bits == 8 else quantise_groups
-            piece = piece.to(self.values.device, non_blocking=True).contiguous()
-            quantise(piece, self.values[rows], self.scales[rows])
+        quantise = quantise_rows if self.bits == 8 else quantise_groups
+        piece = piece.to(self.values.device, non_blocking=True).contiguous()
+        quantise(piece, self.values[rows], self.scales[rows])
 
     def quantised(self, bits: int) -> "Matrix":
         """A copy of so many bits; the matrix itself if it has them."""

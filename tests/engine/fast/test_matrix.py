@@ -43,7 +43,7 @@ def test_the_bytes_shrink() -> None:
     assert four.nbytes == weight.nbytes * (4 + 16 / 64) / 16
 
 
-@pytest.mark.parametrize("bits", ERRORS)
+@pytest.mark.parametrize("bits", QUANTISE)
 def test_rows_stored_in_pieces_are_the_whole(bits: int) -> None:
     weight = normal(3, 10, 96)
     matrix = Matrix.empty((3, 10, 96), bits, DEVICE, torch.float32)

@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from io import FileIO
 from itertools import cycle
+from math import prod
 from pathlib import Path
 
 import torch
@@ -43,10 +44,10 @@ class _Piece:
     def end(self) -> int:
         return self.start + self.rows * self.tensor.row_bytes
 
-    def in_memory(self, memory: Tensor, at: int) -> Tensor:
-        """The rows [rows, ...] of their type, whose bytes lie in a buffer [bytes] from a place on."""
-        values = memory[at : at + self.end - self.start].view(DTYPES[self.tensor.kind])
-        return values.view(self.rows, *self.tensor.shape[1:])
+    def in_memory(self, memory: memoryview, at: int) -> Tensor:
+        """The rows [rows, ...] of their type, whose bytes lie in a buffer from a place on."""
+        shape = self.rows, *self.tensor.shape[1:]
+        return torch.frombuffer(memory, dtype=DTYPES[self.tensor.kind], count=prod(shape), offset=at).view(shape)
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,8 @@ class _Span:
         Raises:
             Misconfigured: the file ends before them, or cannot be read.
         """
-        rest, offset = memory.numpy().data[: self.nbytes], self.start
+        buffer = memory.numpy().data
+        rest, offset = buffer[: self.nbytes], self.start
         while rest:
             try:
                 count = os.preadv(file, [rest], offset)
@@ -88,7 +90,7 @@ class _Span:
                 raise refusal(self.path, "has become shorter while it was read; copy or fetch it again")
             rest, offset = rest[count:], offset + count
         for piece in self.pieces:
-            yield piece, piece.in_memory(memory, piece.start - self.start)
+            yield piece, piece.in_memory(buffer, piece.start - self.start)
 
 
 class _Buffer:
@@ -132,6 +134,10 @@ def read_tensors(
         files = {path: opened.enter_context(_open(path)).fileno() for path in {tensor.path for tensor in tensors}}
         if device.type == "cuda":
             torch.cuda.synchronize(device)  # the threads' streams do not wait for what prepared the destinations
+            # pins the buffers of all threads a tenth of a second sooner on an H100's host
+            torch._C._accelerator_setAllocatorSettings(
+                "pinned_use_cuda_host_register:True,pinned_num_register_threads:4"
+            )
         try:
             for reader in as_completed([pool.submit(_read, work, size, files, places, device) for _ in range(threads)]):
                 reader.result()

@@ -93,7 +93,7 @@ def attend_by_rectangles(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, attentio
     many, whole = len(q) - few, past // CHUNK * CHUNK
     if len(q) % CHUNK == 0 and past == whole:
         mixed, sums = _attend(q, k[whole:], v[whole:], attention, causal=True)
-        at_once = len(q)
+        at_once = CHUNK
     else:
         parts, logarithms = empty_parts(q[:many], 1, attention)
         inner = _moved(span, -whole, few)

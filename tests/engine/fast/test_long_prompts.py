@@ -2,13 +2,11 @@
 
 from collections.abc import Iterator
 from contextlib import closing
-from typing import Any
 
 import pytest
 import torch
 
 from kimi_vl.engine.base import ModelInputs
-from kimi_vl.engine.fast.chunk_attention import KeysAndValues, attend_by_rectangles, planned
 from kimi_vl.engine.fast.engine import FastEngine, _piece_ends
 from kimi_vl.engine.fast.loading import load_network
 from kimi_vl.model.variants import WEIGHTS
@@ -73,26 +71,3 @@ def test_a_long_prompt_is_the_same_wherever_it_is_taken_up(
     engine._seen = None
     plain, _ = read(engine, ids)
     assert (logits - plain).norm() < 0.05 * plain.norm()
-
-
-@torch.inference_mode()
-def test_only_shapes_that_were_planned_are_asked_for(engine: FastEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = set[tuple[object, ...]]()
-
-    def note(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **options: Any) -> tuple[torch.Tensor, ...]:
-        asked.add((q.shape, k.shape, v.shape, options["is_causal"]))
-        return plain_attention(q, k, v, **options)
-
-    monkeypatch.setattr(torch.ops.aten, "_scaled_dot_product_cudnn_attention", note)
-    attention, longest = engine.weights.layers[0][0], 140
-    for tokens, context in planned(longest):
-        assert context <= longest
-        q = torch.zeros(tokens, attention.heads * (attention.nope + attention.rope), dtype=torch.bfloat16)
-        kept = KeysAndValues(engine.cache[0, :context], attention).until(context)
-        attend_by_rectangles(q, *kept, engine.cache[0], attention, torch.tensor([context - tokens, tokens]))
-    ahead, asked = asked, set()
-    for length, answers in ((140, list[int]()), (60, [13, 30]), (131, [20, 70, 75, 110]), (121, [23])):
-        engine._seen = None
-        read(engine, prompt(length, answers))
-    assert len(asked) > 9
-    assert asked <= ahead

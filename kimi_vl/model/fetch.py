@@ -130,6 +130,10 @@ class _Download:
                 )
             except HTTPError as error:
                 self._wait(error, waits)
+            except UnicodeEncodeError:
+                raise Misconfigured(
+                    "HF_TOKEN holds more than ASCII, so it is no token; set the hub's, or unset it"
+                ) from None
             except (ValueError, KeyError, TypeError):
                 raise Misconfigured(
                     f"{self._endpoint} does not answer as the hub does; check HF_ENDPOINT and any proxy, then try again"

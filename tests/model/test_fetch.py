@@ -199,6 +199,11 @@ def test_what_is_no_hub_is_said_to_be_none(hub: Hub, weights: str) -> None:
     assert "does not answer as the hub does" in refusal(weights)
 
 
+def test_a_token_that_is_none_is_named(hub: Hub, weights: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "schlüssel")
+    assert refusal(weights) == "HF_TOKEN holds more than ASCII, so it is no token; set the hub's, or unset it"
+
+
 def test_a_killed_process_leaves_nothing_that_loads_and_the_next_one_goes_on(hub: Hub, weights: str) -> None:
     hub.faults[FIRST] = iter([Fault(pause=0.05)])
     hub.faults[SECOND] = iter([Fault(pause=0.05)])

@@ -134,10 +134,6 @@ def read_tensors(
         files = {path: opened.enter_context(_open(path)).fileno() for path in {tensor.path for tensor in tensors}}
         if device.type == "cuda":
             torch.cuda.synchronize(device)  # the threads' streams do not wait for what prepared the destinations
-            # pins the buffers of all threads a tenth of a second sooner on an H100's host
-            torch._C._accelerator_setAllocatorSettings(
-                "pinned_use_cuda_host_register:True,pinned_num_register_threads:4"
-            )
         try:
             for reader in as_completed([pool.submit(_read, work, size, files, places, device) for _ in range(threads)]):
                 reader.result()

@@ -58,9 +58,13 @@ def _allocate(config: KimiVLConfig, device: torch.device, dtype: torch.dtype, qu
         model = KimiVLForConditionalGeneration._from_config(config, dtype=dtype).eval()
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else sys.maxsize
     scheme = scheme_that_fits(quantization, Network.of(model), free)
-    if device.type == "cuda" and scheme.experts < 16:
-        # on a small GPU what lies unused between tensors would be 0.7 GB; on a large one this costs 0.4 s of the start
-        torch._C._accelerator_setAllocatorSettings("expandable_segments:True")
+    if device.type == "cuda":
+        # pins the reader's buffers a tenth of a second sooner on an H100's host
+        settings = "pinned_use_cuda_host_register:True,pinned_num_register_threads:4"
+        if scheme.experts < 16:
+            # else 0.7 GB would lie unused between tensors, much for a small GPU; on a large one it costs 0.4 s
+            settings += ",expandable_segments:True"
+        torch._C._accelerator_setAllocatorSettings(settings)
     tower = model.model.vision_tower.to_empty(device=device)
     model.model.mm_projector.to_empty(device=device)
     positions = tower.patch_embed.pos_emb

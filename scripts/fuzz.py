@@ -78,6 +78,8 @@ def main() -> int:
         parser.error(f"there is no target {', '.join(sorted(unknown))}")
     if options.file and len(options.targets) != 1:
         parser.error("--file needs one TARGET")
+    if options.file and not options.file.is_file():  # which libFuzzer would pass over
+        parser.error(f"there is no file {options.file}")
     if options.file:
         fuzz(names[0], [str(options.file)], Path(os.devnull))
     out = options.out.resolve()

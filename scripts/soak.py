@@ -5,6 +5,7 @@ anything has grown beyond its limit.
 """
 
 import argparse
+import signal
 import sys
 import tempfile
 import time
@@ -128,6 +129,7 @@ def main() -> int:
     arguments = parser.parse_args()
     if arguments.minutes is None and arguments.requests < 2 * WINDOW:
         parser.error(f"--requests must be at least {2 * WINDOW}, of which the first and the last {WINDOW} are compared")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as Ctrl-C: the server ends, too
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as temporary:
         files, place = Path(folder), Path(temporary)
         subject: Subject

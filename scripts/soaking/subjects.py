@@ -46,6 +46,7 @@ class CogServer:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
+        self._client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=SECONDS)
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
         with log.open("w") as output:
             self._server = subprocess.Popen(
@@ -56,8 +57,11 @@ class CogServer:
                 start_new_session=True,
             )
         self.process = self._server.pid
-        self._client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=SECONDS)
-        self._wait_until_ready()
+        try:
+            self._wait_until_ready()
+        except BaseException:
+            self.close()  # which nobody calls when this fails
+            raise
 
     def run(self, errand: Errand) -> None:
         """Through HTTP."""

@@ -1,8 +1,10 @@
 """The soak in short, and what it makes of what has grown."""
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +19,7 @@ from soaking.usage import Held, held
 from kimi_vl.service import Service
 from kimi_vl.settings import Settings
 
+ROOT = Path(__file__).resolve().parents[2]
 HALF = 10  # of the errands
 SMALL = {"num_hidden_layers": 2, "n_routed_experts": 8, "hidden_size": 64, "intermediate_size": 32}
 READ_AND_KEEP = """
@@ -48,6 +51,18 @@ def test_all_errands_end_as_they_must_and_leave_nothing(subject: Subject, tmp_pa
     for name in ("file descriptors", "threads", "temporary files"):
         assert rows[name].is_kept, table(list(rows.values()))
     assert rows["memory, MB"].last < 1.1 * rows["memory, MB"].first
+
+
+@pytest.mark.parametrize("way", [signal.SIGTERM, signal.SIGINT])
+def test_its_server_ends_with_it(way: signal.Signals) -> None:
+    soaking = subprocess.Popen([sys.executable, ROOT / "scripts" / "soak.py"], stderr=subprocess.DEVNULL)
+    children = Path(f"/proc/{soaking.pid}/task/{soaking.pid}/children")
+    while not (servers := children.read_text().split()):
+        assert soaking.poll() is None
+        time.sleep(0.05)
+    soaking.send_signal(way)
+    soaking.wait(30)
+    assert not any(Path(f"/proc/{server}").exists() for server in servers)
 
 
 def test_random_weights_run_every_errand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
